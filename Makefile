@@ -1,0 +1,49 @@
+# What a person types to work on anykd. `make` alone prints the list.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+setup: $(INSTALLED)  ## build .venv with everything in it; does nothing where it is up to date
+
+# The stamp is written last. A .venv without it is half made, so it is built anew.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) is not on the path; anykd needs Python 3.11 or later"; \
+	  echo "hint: make setup PYTHON=/path/to/python3.11"; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: anykd needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) -V)"; \
+	  echo "hint: make setup PYTHON=python3.12"; exit 1; } >&2
+	@test -e $(INSTALLED) || { \
+	  echo "Building .venv with $$($(PYTHON) -V)"; $(PYTHON) -m venv --clear .venv; }
+	@echo "Installing anykd. PyTorch is some gigabytes on Linux: allow a few minutes the first time."
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(INSTALLED)
+
+demo: setup  ## distil a small teacher into a small student, end to end
+	$(BIN)/anykd demo
+
+test: setup  ## run every test and every example of the documentation strings
+	$(BIN)/pytest -n auto
+
+check: setup  ## say whether the tree may be committed; changes nothing
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/typos
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/pytest -n auto
+
+fix: setup  ## format the code and mend what ruff can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:  ## remove .venv and every cache; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

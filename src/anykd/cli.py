@@ -1,0 +1,202 @@
+"""The command line: reads arguments, calls one function, prints its result.
+
+Results go to standard output, progress and errors to standard error. Exit status: 0 done, 1 a bug,
+2 something that the user can mend. torch and timm take seconds to import, so commands import them.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from anykd import __version__
+from anykd.errors import AnykdError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil any vision teacher into any vision student: CNN, transformer, MLP or hybrid.",
+)
+
+RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (TOML); flags replace parts.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="digits, cifar100:ROOT, a folder of class folders, synthetic:CLASSESxN."),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Replace one value of the recipe, e.g. train.peak_lr=5e-4."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training set.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images per optimiser step.")]
+ImageSize = Annotated[int | None, typer.Option(help="Pixels that the models see.")]
+Seed = Annotated[int | None, typer.Option(help="Of every random choice but the data's split.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"anykd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the runs.")] = Path(
+        "runs/demo"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="How often each arm is trained.")] = 3,
+) -> None:
+    """Run the main job on bundled images: a ViT teaches a small CNN by control, KD, OFA and FBT."""
+    from anykd.demo import run_demo
+
+    typer.echo(run_demo(out, num_seeds=seeds))
+
+
+@app.command()
+def distill(
+    recipe: RecipeArgument = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Run directory, or a timm name with pretrained weights.")
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="timm name, or a run directory.")] = None,
+    data: Data = None,
+    method: Annotated[str | None, typer.Option(help="See `anykd methods`. [default: ofa]")] = None,
+    out: Out = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    image_size: ImageSize = None,
+    seed: Seed = None,
+    overrides: Set = None,
+    resume: Resume = False,
+) -> None:
+    """Train a student from a teacher and write the run to --out."""
+    flags = {
+        "teacher.name": teacher,
+        "student.name": student,
+        "method.name": method or ("ofa" if recipe is None and not resume else None),
+    }
+    common = _common_flags(data, epochs, batch_size, image_size, seed)
+    _train(recipe, flags | common, overrides, out, resume)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument = None,
+    model: Annotated[str | None, typer.Option(help="timm name, or a run directory.")] = None,
+    data: Data = None,
+    out: Out = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    image_size: ImageSize = None,
+    seed: Seed = None,
+    overrides: Set = None,
+    resume: Resume = False,
+) -> None:
+    """Train one model with labels alone, a teacher or a baseline, and write the run to --out."""
+    flags = {"student.name": model, "method.name": None if resume else "control"}
+    common = _common_flags(data, epochs, batch_size, image_size, seed)
+    _train(recipe, flags | common, overrides, out, resume)
+
+
+def _common_flags(
+    data: str | None,
+    epochs: int | None,
+    batch_size: int | None,
+    image_size: int | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    return {
+        "data.source": data,
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "image_size": image_size,
+        "seed": seed,
+    }
+
+
+def _train(
+    recipe: Path | None,
+    flags: dict[str, Any],
+    overrides: list[str] | None,
+    out: Path | None,
+    resume: bool,
+) -> None:
+    from anykd.experiment import load_recipe, run
+
+    loaded = load_recipe(recipe, flags, overrides or [], resume_from=out if resume else None)
+    result = run(loaded, out, resume=resume)
+    typer.echo(f"top-1 {result.top1:.2f} %  {result.path}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run directory, or a timm name with weights.")],
+    data: Data = None,
+    image_size: ImageSize = None,
+    overrides: Set = None,
+) -> None:
+    """Score a model or a finished run on held-out images."""
+    from anykd.experiment import evaluate_model
+
+    found = evaluate_model(model, data, image_size=image_size, overrides=overrides or [])
+    typer.echo(
+        f"top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  "
+        f"loss {found.loss:.4f}  {found.num_samples} images"
+    )
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '*vit*tiny*'.")] = "*",
+) -> None:
+    """List the models that can be built by name."""
+    from anykd.models import model_names
+
+    names = model_names(pattern)
+    if not names:
+        raise AnykdError(f"no model matches {pattern!r}", hint="patterns are like '*mobilenet*'")
+    typer.echo("\n".join(names))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show the fields of this method.")] = None,
+) -> None:
+    """List the methods, or the fields of one."""
+    from anykd.methods import METHODS, describe_method
+
+    if name is not None:
+        typer.echo(describe_method(name))
+        return
+    for key, method in METHODS.items():
+        typer.echo(f"{key:8} {(method.__doc__ or '').splitlines()[0]}")
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one line, a hint and status 2."""
+    # Idle OpenMP threads spin by default. Beside any other work on the same cores that made small
+    # models train 9 times slower (docs/log.md). It must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        app()
+    except AnykdError as error:
+        typer.echo(f"error: {error}", err=True)
+        if error.hint:
+            typer.echo(f"hint: {error.hint}", err=True)
+        sys.exit(2)

@@ -1,0 +1,15 @@
+"""Data: from a spec such as ``cifar100`` or ``./my_images`` to batches that can be replayed.
+
+The way of an image: a *reader* yields (image, label, index); a *view* augments it by a pure
+function of (seed, epoch, index); a *loader* makes a `Batch` of RGB in [0, 1] and label
+distributions. Nothing here knows models, devices or how ranks talk to each other.
+"""
+
+from .augment import AugmentConfig as AugmentConfig
+from .datasets import DataConfig as DataConfig
+from .datasets import open_data as open_data
+from .loaders import EvalLoader as EvalLoader
+from .loaders import TrainLoader as TrainLoader
+from .reader import DataSplits as DataSplits
+from .reader import Reader as Reader
+from .reader import Sample as Sample

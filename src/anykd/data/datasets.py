@@ -1,0 +1,91 @@
+"""From a data spec to a data set that is ready for training."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from anykd.config import FrozenConfig
+from anykd.errors import DataError, nearest
+
+from .bundled import open_digits, open_synthetic
+from .cifar import open_cifar
+from .folder import missing_folder, open_folder, subfolders
+from .reader import DataSplits, Source, SubsetReader
+from .split import hold_out, keep
+
+__all__ = ["DataConfig", "open_data"]
+
+_KINDS: dict[str, Callable[[str], Source]] = {
+    "cifar10": partial(open_cifar, "cifar10"),
+    "cifar100": partial(open_cifar, "cifar100"),
+    "digits": open_digits,
+    "synthetic": open_synthetic,
+}
+_FORMS = "digits, cifar10[:ROOT], cifar100[:ROOT], synthetic:CLASSESxN"
+
+
+class DataConfig(FrozenConfig):
+    """Which images to learn from and to evaluate on."""
+
+    source: str
+    """Data spec: digits, cifar10[:ROOT], cifar100[:ROOT], synthetic:CLASSESxN, or the path of a
+    folder of class folders."""
+    limit: PositiveInt | None = None
+    """Training images kept, each class its share; None keeps all."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the images held out to evaluate on where the source has no split of its own."""
+    split_seed: NonNegativeInt = 0
+    """Decides which images are held out and kept. It is not the recipe's seed, so that runs with
+    other seeds, and their teacher, hold out the same images."""
+    workers: NonNegativeInt | None = None
+    """Loader processes per rank. None takes 0 for at most 5,000 images in memory, where starting
+    processes costs more than it saves; otherwise one per CPU core, at most 8."""
+
+
+def open_data(config: DataConfig, *, seed: int) -> DataSplits:
+    """Open a data set, hold images out if it has no split of its own, and apply the limit.
+
+    The same config and seed give the same images in the same order. A download is not guarded
+    against several processes at once: under several ranks let one come first.
+
+    Args:
+        config: What to open.
+        seed: Decides which images are held out and kept.
+
+    Raises:
+        DataError: If there is no such data, or it is not fit to train a classifier.
+    """
+    source = _open(config.source)
+    train, val = source.train, source.val
+    if val is None:
+        kept, held_out = hold_out(train.labels, config.val_fraction, seed=seed)
+        train, val = SubsetReader(train, kept), SubsetReader(train, held_out)
+    if config.limit is not None and config.limit < len(train):
+        train = SubsetReader(train, keep(train.labels, config.limit, seed=seed))
+    return DataSplits(source.name, source.class_names, train, val)
+
+
+def _open(spec: str) -> Source:
+    """Find out what a spec names, and open it."""
+    kind, _, argument = spec.partition(":")
+    if kind in _KINDS:
+        return _KINDS[kind](argument)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return open_folder(path)
+    if path.exists():
+        raise DataError(f"{path} is a file; data is a folder of class folders", _forms_hint())
+    if len(path.parts) > 1 or spec.startswith((".", "~")):
+        raise missing_folder(path)
+    here = [folder.name for folder in subfolders(Path())]
+    raise DataError(
+        f"no data is called {spec!r}: known are {_FORMS}, or the path of a folder of class folders",
+        nearest(kind, [*_KINDS, *here]),
+    )
+
+
+def _forms_hint() -> str:
+    return f"besides folders there are {_FORMS}"

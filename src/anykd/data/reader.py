@@ -1,0 +1,126 @@
+"""What a data set is to the rest of the package, and the readers that need no files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
+
+__all__ = ["ArrayReader", "DataSplits", "Reader", "Sample", "Source", "SubsetReader"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set.
+
+    Attributes:
+        image: RGB, of any size.
+        label: Class index.
+        index: Position in the reader that gave it, from 0 to its length - 1. It stands for the
+            image wherever one is remembered (memories, caches, seeds of views).
+    """
+
+    image: Image.Image
+    label: int
+    index: int
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Labelled images by position. Reading one is a pure function of the position."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Class index of every image, known without opening any."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images come without reading files."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set that is ready for training.
+
+    Attributes:
+        name: Short name for logs and reports.
+        class_names: One per class, in the order of the class indices.
+        train: Images to learn from.
+        val: Images to evaluate on; none of them is in ``train``.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Reader
+    val: Reader
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it was found: ``val`` is None where it brings no split of its own."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Reader
+    val: Reader | None
+
+
+@final
+class ArrayReader:
+    """Images of one size, held in memory.
+
+    Args:
+        images: RGB.
+        labels: Class index of each.
+    """
+
+    in_memory = True
+
+    def __init__(
+        self, images: UInt8[ndarray, "count height width 3"], labels: Sequence[int]
+    ) -> None:
+        assert len(images) == len(labels)
+        self._images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, position: int) -> Sample:
+        return Sample(Image.fromarray(self._images[position]), self.labels[position], position)
+
+
+@final
+class SubsetReader:
+    """Some images of another reader, numbered anew from 0.
+
+    Args:
+        reader: Where the images come from.
+        positions: Which of them, in the new order.
+    """
+
+    def __init__(self, reader: Reader, positions: Sequence[int]) -> None:
+        self._reader = reader
+        self._positions = positions
+        self.in_memory = reader.in_memory
+        self.labels = [reader.labels[position] for position in positions]
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, position: int) -> Sample:
+        sample = self._reader[self._positions[position]]
+        return Sample(sample.image, sample.label, position)

@@ -1,0 +1,54 @@
+"""Random choices as pure functions of a key, whatever was drawn before and in which process."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+__all__ = ["Stream", "seeded"]
+
+
+class Stream(IntEnum):
+    """What a key's choices are for; the second number of every key, so no two streams meet."""
+
+    SPLIT = 1
+    """Which images are held out: (seed, SPLIT)."""
+    LIMIT = 2
+    """Which training images are kept: (seed, LIMIT)."""
+    ORDER = 3
+    """In which order an epoch shows them: (seed, ORDER, epoch)."""
+    VIEW = 4
+    """How one image is cropped, flipped and recoloured: (seed, VIEW, epoch, index)."""
+    ERASE = 5
+    """Which patch of a view is erased: (seed, ERASE, epoch, index)."""
+    MIX = 6
+    """How the images of a batch are mixed: (seed, MIX, epoch, step, rank)."""
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Let the global generators of Python, NumPy and torch's CPU follow from a key for a while.
+
+    timm's and torchvision's transforms draw from all three and take no generator of their own.
+    Afterwards the three are as they were before.
+
+    Args:
+        key: Whole numbers, not negative.
+    """
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    torch_state = torch.get_rng_state()
+    words = np.random.SeedSequence(key).generate_state(8)
+    random.seed(words.tobytes())
+    np.random.seed(words)
+    # Not torch.manual_seed: that would also seed the accelerators, which training draws from.
+    torch.default_generator.manual_seed(int.from_bytes(words[:2].tobytes(), "little"))
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)

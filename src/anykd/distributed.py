@@ -1,0 +1,58 @@
+"""Sums and gatherings over ranks. On one process each of them does nothing."""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+__all__ = ["gather_batch", "rank", "sum_over_ranks", "world_size"]
+
+
+def world_size() -> int:
+    """Count the processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_ranks(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Add up a tensor over all ranks, without gradient."""
+    if world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenate over ranks; the gradient of a row is summed over all ranks' losses.
+
+    DistributedDataParallel averages gradients over ranks. So when every rank computes the loss of
+    the whole gathered batch, summing here and averaging there gives that loss's exact gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        gradient = grad_outputs[0].contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]
+
+
+def gather_batch(tensor: Shaped[Tensor, " batch *rest"]) -> Shaped[Tensor, " everyone *rest"]:
+    """Concatenate the batches of all ranks in rank order, with gradients.
+
+    Args:
+        tensor: This rank's rows; all ranks hold equally many.
+
+    Returns:
+        The rows of the global batch, the same on every rank.
+    """
+    return _Gather.apply(tensor) if world_size() > 1 else tensor

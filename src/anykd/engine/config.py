@@ -1,0 +1,76 @@
+"""How long, how fast and in which precision to train."""
+
+from typing import Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from anykd.config import FrozenConfig
+
+__all__ = ["TrainConfig"]
+
+
+class TrainConfig(FrozenConfig):
+    """The ``[train]`` table of a recipe."""
+
+    epochs: PositiveInt = 100
+    """Passes over the training set."""
+    batch_size: PositiveInt = 128
+    """Images per optimiser step, summed over all ranks."""
+    optimizer: str = "adamw"
+    """Any of timm's optimisers; sgd has Nesterov momentum."""
+    peak_lr: PositiveFloat = 1e-3
+    """Learning rate after warm-up, used as written for any batch size."""
+    min_lr: NonNegativeFloat = 1e-5
+    """Learning rate that the cosine decays towards."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum, for optimisers that have one."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Weight decay; biases, norms and what the model names itself are left alone."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup_epochs: NonNegativeFloat | None = None
+    """Epochs of linear warm-up, fewer than epochs; None takes a tenth of them, 5 at most."""
+    warmup_lr: NonNegativeFloat = 1e-6
+    """Learning rate at the start of the warm-up."""
+    decay_epochs: PositiveInt = 30
+    """Epochs between two decays of the step schedule."""
+    decay_rate: PositiveFloat = 0.1
+    """Factor at each decay of the step schedule."""
+    lr_update: Literal["step", "epoch"] = "step"
+    """Move the learning rate with every optimiser step, or once an epoch as the papers do."""
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Share of each label spread evenly over all classes."""
+    clip_grad: PositiveFloat | None = None
+    """Largest norm of the whole gradient; None leaves it."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep an average of the student's weights, which is then what is evaluated and saved."""
+    ema_warmup: bool = True
+    """Let the average follow fast at first: decay at most 1 - (1 + steps) ** (-2/3)."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Of matrix products and convolutions; auto is bf16 where that is faster: GPUs since
+    Ampere, processors with AMX."""
+    channels_last: bool = True
+    """Keep images and convolutions in channels-last layout."""
+    log_every: PositiveInt = 50
+    """Optimiser steps between two lines of the metrics."""
+    eval_every: PositiveInt = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends_before_training(self) -> Self:
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be below epochs = {self.epochs}, got {self.warmup_epochs}"
+            )
+        return self
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up, with the default filled in."""
+        return min(5.0, self.epochs / 10) if self.warmup_epochs is None else self.warmup_epochs

@@ -1,0 +1,68 @@
+"""The errors that a user can mend.
+
+::
+
+    AnykdError
+    ├── RecipeError      (also ValueError)  a recipe, a flag or an option is wrong
+    ├── ModelError       (also ValueError)  a model cannot be had, or cannot do what is asked
+    ├── DataError        (also ValueError)  a data set cannot be had, or is not what is needed
+    └── CheckpointError                     a run directory or checkpoint is missing or broken
+
+The command line prints one as ``error: MESSAGE`` and ``hint: HINT`` and exits with 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["AnykdError", "CheckpointError", "DataError", "ModelError", "RecipeError", "nearest"]
+
+
+class AnykdError(Exception):
+    """Something that the user can mend.
+
+    Args:
+        message: What was given and what would do, on one line.
+        hint: What to type or change next; empty where the message says it all.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class RecipeError(AnykdError, ValueError):
+    """A recipe, a flag or an option is wrong."""
+
+
+class ModelError(AnykdError, ValueError):
+    """A model cannot be had, or cannot do what is asked of it."""
+
+
+class DataError(AnykdError, ValueError):
+    """A data set cannot be had, or is not what is needed."""
+
+
+class CheckpointError(AnykdError):
+    """A run directory or a checkpoint is missing, in use, or broken."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names are closest to a misspelt one.
+
+    Args:
+        name: What was given.
+        known: What would do.
+
+    Returns:
+        A hint such as ``did you mean kd, dkd?``; the known names where none is near and they are
+        few; otherwise an empty string.
+
+    Example:
+        >>> nearest("fbtt", ["kd", "ofa", "fbt"])
+        'did you mean fbt?'
+    """
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"known: {', '.join(choices)}" if len(choices) <= 40 else ""

@@ -1,0 +1,94 @@
+"""From what a person asks for, in Python or on the command line, to a recipe."""
+
+from pathlib import Path
+from typing import Any
+
+from anykd.errors import RecipeError
+from anykd.recipe import Recipe, apply_overrides, find_key, read_toml
+from anykd.rundir import RunDir
+
+from .run import Result, run
+
+__all__ = ["distill", "load_recipe"]
+
+
+def distill(
+    *,
+    student: str,
+    data: str | Path,
+    teacher: str | Path | None = None,
+    method: str = "ofa",
+    out: str | Path | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Result:
+    """Train a student from a teacher.
+
+    ``distill(teacher="runs/teacher", student="resnet18", data="./my_images", method="fbt")``
+
+    Args:
+        student: A timm architecture, ``hf-hub:NAME`` or a run directory.
+        data: A data spec, such as ``digits``, ``cifar100:ROOT`` or a folder of class folders.
+        teacher: Like ``student``, with weights; the method ``control`` needs none.
+        method: Name of a method.
+        out: The run directory; None makes a name in ``runs/``.
+        resume: Continue the run in ``out``.
+        **options: Settings of the recipe: a whole table (``train={"epochs": 5}``), or one key by
+            itself (``epochs=5, seed=1, temperature=4``).
+
+    Raises:
+        AnykdError: If something given does not fit; the message says what would do.
+    """
+    values: dict[str, Any] = {
+        "student": {"name": student},
+        "data": {"source": str(data)},
+        "method": {"name": method},
+    }
+    if teacher is not None:
+        values["teacher"] = {"name": str(teacher)}
+    for name, value in options.items():
+        table, _, key = find_key(name, method=method).partition(".")
+        new = {key: value} if key else value
+        values[table] = values.get(table, {}) | new if isinstance(new, dict) else new
+    return run(Recipe.from_dict(values), out, resume=resume)
+
+
+def load_recipe(
+    path: Path | None,
+    flags: dict[str, Any],
+    overrides: list[str],
+    *,
+    resume_from: Path | None = None,
+) -> Recipe:
+    """Put a recipe together from a file, flags and single values.
+
+    Args:
+        path: The file; None starts from nothing.
+        flags: Dotted keys and their values, such as ``train.epochs``; None is not given.
+        overrides: Such as ``train.epochs=1``.
+        resume_from: A run directory, whose own recipe is taken where no file is given.
+
+    Raises:
+        RecipeError: If something is wrong or missing.
+    """
+    if path is None and resume_from is not None and RunDir(resume_from).recipe.is_file():
+        path = RunDir(resume_from).recipe
+    values = read_toml(path) if path is not None else {}
+    for key, value in flags.items():
+        if value is not None:
+            values = _with_flag(values, key, value)
+    values = apply_overrides(values, overrides)
+    for table, flag in (("student", "--student (or --model)"), ("data", "--data")):
+        if table not in values:
+            raise RecipeError(f"no {table} is given", hint=f"give {flag}, or [{table}] in a recipe")
+    return Recipe.from_dict(values, source=str(path) if path is not None else "")
+
+
+def _with_flag(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    table, _, name = key.partition(".")
+    if not name:
+        return values | {table: value}
+    old = values.get(table, {})
+    if name == "name" and old.get("name") != value:
+        old = {}  # another model or method does not take over the first one's options
+    return values | {table: old | {name: value}}

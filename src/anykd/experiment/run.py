@@ -1,0 +1,175 @@
+"""Train what a recipe describes, score it, and write the run."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from anykd.distributed import rank
+from anykd.engine import Listener, Trainer, launched, load_checkpoint, save_checkpoint
+from anykd.environment import describe_environment
+from anykd.models import save_model
+from anykd.progress import Progress
+from anykd.recipe import Recipe
+from anykd.rundir import RunDir, write_atomically
+
+from .assemble import Parts, assemble
+from .history import History
+from .scoring import kept_student, score_run, score_teacher
+
+__all__ = ["Result", "run"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        path: The run directory.
+        student: The trained classifier, as ``timm.create_model`` makes it.
+        summary: The numbers, as in ``summary.json``.
+    """
+
+    path: Path
+    student: nn.Module
+    summary: dict[str, Any]
+
+    @property
+    def top1(self) -> float:
+        """The student's accuracy on held-out images after the last epoch, in percent."""
+        return self.summary["top1"]
+
+
+def run(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False) -> Result:
+    """Train what a recipe describes, score it, and write the run.
+
+    Args:
+        recipe: The experiment.
+        out: The run directory; None makes a name in ``runs/``.
+        resume: Continue the run in ``out`` from its last checkpoint.
+
+    Raises:
+        AnykdError: If something given does not fit; nothing is written then.
+    """
+    directory = RunDir(out if out is not None else Path("runs") / _run_name(recipe))
+    if resume:
+        directory.require_unfinished()
+    else:
+        directory.require_new()
+    with launched() as device:
+        running = _Run(assemble(recipe, device), directory)
+        return running.resume() if resume else running.start()
+
+
+class _Run:
+    """A run in progress. Only the first rank writes and speaks."""
+
+    def __init__(self, parts: Parts, directory: RunDir) -> None:
+        self.parts, self.directory = parts, directory
+        self.is_first = rank() == 0
+        self.progress = Progress(visible=self.is_first)
+        self.history = History()
+        self.clock = time.perf_counter()
+
+    def start(self) -> Result:
+        recipe = self.parts.recipe
+        if self.is_first:
+            self.directory.path.mkdir(parents=True, exist_ok=True)
+            self.directory.write_text(self.directory.recipe, recipe.to_toml())
+            environment = describe_environment(self.parts.device)
+            self.directory.write_json(self.directory.environment, environment)
+        self.history.teacher = score_teacher(self.parts)
+        return self._train()
+
+    def resume(self) -> Result:
+        state = load_checkpoint(self.directory.last)
+        self.parts.trainer.load_state_dict(state["trainer"])
+        self.history = History(**state["history"])
+        if self.is_first:
+            self.directory.keep_metrics(epochs=self.parts.trainer.epochs_done)
+        return self._train()
+
+    def _train(self) -> Result:
+        trainer, epochs = self.parts.trainer, self.parts.recipe.train.epochs
+        self._introduce()
+        with self.progress.training(trainer.loader.steps_per_epoch, epochs, trainer.epochs_done):
+            trainer.fit(Listener(self.progress.step, self._log, self._after_epoch))
+        kept = kept_student(self.parts)
+        summary = self._summary()
+        if self.is_first:
+            crop_pct, names = self.parts.recipe.augment.crop_pct, self.parts.data.class_names
+            save = partial(save_model, kept, class_names=names, crop_pct=crop_pct)
+            write_atomically(self.directory.student, save)
+            self.directory.write_json(self.directory.summary, summary)
+        return Result(self.directory.path, kept.model, summary)
+
+    def _introduce(self) -> None:
+        found = self.history.teacher
+        if found is not None:
+            self.progress.say(f"teacher {found['name']}: top-1 {found['top1']:.2f} %")
+        for finding in self._findings():
+            self.progress.say(f"warning: {finding}")
+
+    def _findings(self) -> list[str]:
+        findings, found = self.parts.trainer.findings, self.history.teacher
+        chance = 100 / self.parts.data.num_classes
+        if found is not None and found["top1"] < 2 * chance:
+            findings += [
+                f"the teacher's top-1 is {found['top1']:.2f} % where chance is {chance:.2f} %: was "
+                "it trained for these classes and images?"
+            ]
+        return findings
+
+    def _log(self, values: dict[str, Any]) -> None:
+        if self.is_first:
+            self.directory.log(values)
+
+    def _after_epoch(self, trainer: Trainer) -> None:
+        done, config = trainer.epochs_done, self.parts.recipe.train
+        if done % config.eval_every == 0 or done == config.epochs:
+            scores = score_run(self.parts)
+            self._log({"event": "epoch", "epoch": done - 1} | scores)
+            if self.history.add(scores, done) and self.is_first:
+                self._write_best()
+            self.progress.epoch(done, scores)
+        now = time.perf_counter()
+        self.history.seconds += now - self.clock
+        self.clock = now
+        if self.is_first:
+            state = {"trainer": trainer.state_dict(), "history": self.history.state_dict()}
+            write_atomically(self.directory.last, partial(save_checkpoint, state=state))
+
+    def _write_best(self) -> None:
+        state = kept_student(self.parts).model.state_dict()
+        tensors = {name: value.cpu().contiguous() for name, value in state.items()}
+        write_atomically(self.directory.best, partial(save_file, tensors))
+
+    def _summary(self) -> dict[str, Any]:
+        parts, history = self.parts, self.history
+        return {
+            "method": parts.recipe.method_name,
+            "student": parts.student.name,
+            "teacher": history.teacher,
+            "data": parts.recipe.data.source,
+            "seed": parts.recipe.seed,
+            **history.scores,
+            "best_top1": history.best_top1,
+            "best_epoch": history.best_epoch,
+            "epochs": parts.recipe.train.epochs,
+            "train_samples": len(parts.data.train),
+            "parameters": sum(p.numel() for p in parts.student.parameters()),
+            "precision": "bf16" if parts.dtype is torch.bfloat16 else "float32",
+            "seconds": round(history.seconds, 1),
+            "findings": self._findings(),
+        }
+
+
+def _run_name(recipe: Recipe) -> str:
+    data = Path(recipe.data.source.partition(":")[0]).name or "data"
+    student = Path(recipe.student.name).name.replace(":", "-")
+    return f"{data}_{student}_{recipe.method_name}_seed{recipe.seed}"

@@ -1,0 +1,230 @@
+"""FBT: fuse student and teacher into a third model that stands between them."""
+
+import math
+from typing import Literal, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from anykd.distributed import gather_batch
+from anykd.losses import info_nce_loss, ofa_loss
+from anykd.models import FrozenTeacher, StagedModel
+from anykd.models.branches import initialise
+from anykd.models.fusion import L2G, batch_statistics_kept
+from anykd.types import Batch, Features, StepOutput
+
+from .base import Classifier, Method, MethodConfig
+
+__all__ = ["FBT"]
+
+_MIN_TEMPERATURE = 0.01
+_LOCALITY = {"conv": 0, "hybrid": 1, "attention": 2, "mlp": 2}
+"""How far a kind of model looks in its early stages: the more local one stands in front."""
+
+
+class _Knowledge(NamedTuple):
+    """What one party knows of a batch: the vector before its classifier, and its class scores."""
+
+    vector: Float[Tensor, "batch width"]
+    logits: Float[Tensor, "batch classes"]
+
+    def detached(self) -> "_Knowledge":
+        return _Knowledge(self.vector.detach(), self.logits.detach())
+
+
+class _Link(nn.Module):
+    """L(provider → receiver): the receiver learns the provider's vectors and class scores."""
+
+    def __init__(self, receiver_width: int, provider_width: int, config: "FBT.Config") -> None:
+        super().__init__()
+        needed = config.heads == "always" or receiver_width != provider_width
+        self.head = nn.Linear(receiver_width, provider_width) if needed else nn.Identity()
+        self.config = config
+
+    def forward(
+        self,
+        receiver: _Knowledge,
+        provider: _Knowledge,
+        labels: Float[Tensor, "batch classes"],
+        log_temperature: Float[Tensor, ""] | None,
+    ) -> dict[str, Float[Tensor, ""]]:
+        terms: dict[str, Tensor] = {}
+        config = self.config
+        if log_temperature is not None:
+            own = gather_batch(self.head(receiver.vector))
+            other = gather_batch(provider.vector)
+            temperature = log_temperature.exp()
+            loss = info_nce_loss(own, other, temperature=temperature)
+            if config.info_nce == "symmetric":
+                loss = (loss + info_nce_loss(other, own, temperature=temperature)) / 2
+            terms["info_nce"] = config.info_nce_weight * loss
+        if config.ofa_weight:
+            loss = ofa_loss(receiver.logits, provider.logits, labels, gamma=config.gamma)
+            terms["ofa"] = config.ofa_weight * loss
+        return terms
+
+
+@final
+class FBT(Method):
+    """Teach the student and a fusion model from the teacher, and the student from the fusion.
+
+    loss = cross-entropy + L(teacher → student) + L(teacher → fusion) + L(fusion → student), each
+    L(p → r) = info_nce_loss(vector of r, vector of p) + ofa_loss(logits of r, logits of p).
+
+    The fusion model is stages 1 to 3 of one model, L2G, and stage 4 with the head of the other. It
+    runs the very modules of student and teacher: only L2G and the heads of InfoNCE are new, and
+    only the student is kept. The convolutional model stands in front, whoever teaches.
+
+    Source:
+        Li et al., "Fuse Before Transfer: Knowledge Fusion for Heterogeneous Distillation", ICCV
+        2025, arXiv:2410.12342.
+
+    Departures, where the paper is silent: pairs without a convolutional model, or with two, put
+    the student in front; the linear heads stand on the receiver's side; ``detach_fusion``,
+    ``info_nce`` and ``shared_temperature`` have the defaults below; batch norms of a student's
+    tail keep their running statistics to unfused features.
+
+    The paper's ablations: A ``fusion="patch_embed"``, B ``fusion="no_tail"``, C
+    ``teacher_fusion_weight=0``, D ``teacher_student_weight=0``, E ``fusion_student_weight=0``, F
+    ``info_nce_weight=0``, G ``ofa_weight=0``.
+    """
+
+    class Config(MethodConfig):
+        """Hyper-parameters of FBT."""
+
+        order: Literal["auto", "student_first", "teacher_first"] = "auto"
+        """Whose stages 1 to 3 the fusion starts with; auto puts the convolutional model first."""
+        fusion: Literal["full", "no_tail", "patch_embed"] = "full"
+        """What follows stage 3: L2G and the tail; L2G, pool and a classifier; or L2G without its
+        Swin block, pool and a classifier."""
+        gamma: PositiveFloat = 1.0
+        """Enhancement of the target class in the OFA terms."""
+        ofa_weight: NonNegativeFloat = 1.0
+        """Factor on every OFA term."""
+        info_nce_weight: NonNegativeFloat = 1.0
+        """Factor on every InfoNCE term."""
+        teacher_student_weight: NonNegativeFloat = 1.0
+        """Factor on L(teacher → student)."""
+        teacher_fusion_weight: NonNegativeFloat = 1.0
+        """Factor on L(teacher → fusion)."""
+        fusion_student_weight: NonNegativeFloat = 1.0
+        """Factor on L(fusion → student)."""
+        detach_fusion: bool = True
+        """Whether L(fusion → student) leaves the fusion alone and only pulls the student."""
+        info_nce: Literal["one_way", "symmetric"] = "one_way"
+        """Receivers look for providers, or the mean of both directions."""
+        temperature: PositiveFloat = 0.07
+        """Initial τ of InfoNCE; it is trained, and kept at 0.01 or above."""
+        shared_temperature: bool = False
+        """One τ for all three links, or one each."""
+        heads: Literal["when_needed", "always"] = "when_needed"
+        """Linear heads on the receivers' vectors where widths differ, or everywhere."""
+
+    config: Config
+
+    def __init__(self, student: StagedModel, teacher: FrozenTeacher | None, config: Config) -> None:
+        super().__init__(student, teacher, config)
+        self.weights = {
+            name: weight
+            for name, weight in (
+                ("teacher_student", config.teacher_student_weight),
+                ("teacher_fusion", config.teacher_fusion_weight),
+                ("fusion_student", config.fusion_student_weight),
+            )
+            if weight
+        }
+        self.student_first = _student_first(student, self.teacher, config.order)
+        widths = {"student": student.width, "teacher": self.teacher.width}
+        self.l2g = self.classifier = None
+        if any("fusion" in name for name in self.weights):
+            widths["fusion"] = self._build_fusion()
+        self.links = nn.ModuleDict()
+        for name in self.weights:
+            provider, receiver = name.split("_")
+            self.links[name] = _Link(widths[receiver], widths[provider], config)
+        initialise(self.links)
+        names = ["shared"] if config.shared_temperature else list(self.weights)
+        start = torch.tensor(math.log(config.temperature))
+        self.log_temperatures = nn.ParameterDict(
+            {name: start.clone() for name in names if config.info_nce_weight}
+        )
+
+    def _build_fusion(self) -> int:
+        """Make the fusion's own modules and say how wide its vector is."""
+        config, student, teacher = self.config, self.student, self.teacher
+        front, tail = (student, teacher.model) if self.student_first else (teacher, student)
+        assert isinstance(tail, StagedModel)
+        self.l2g = L2G(front.shapes[2], tail, attention=config.fusion != "patch_embed")
+        if config.fusion == "full":
+            self._tail_modules = tail.tail_modules  # refused here, where the model has no tail
+            width = tail.width
+        else:
+            self.l2g.prefix = self.l2g.position = None
+            width = tail.shapes[2][0]
+            self.classifier = nn.Linear(width, student.num_classes)
+        initialise(self.l2g)
+        if config.teacher_fusion_weight == 0 and config.detach_fusion:
+            # Ablation C: nothing would train it, and DDP waits for every trainable parameter.
+            self.l2g.requires_grad_(False)
+        return width
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Compute the task term and the terms of each link."""
+        labels = self.labels(batch)
+        student, teacher = self.student(batch.images), self.teacher(batch.images)
+        known = {
+            "student": _Knowledge(student.pooled, student.logits),
+            "teacher": _Knowledge(teacher.pooled, teacher.logits),
+        }
+        if self.l2g is not None:
+            known["fusion"] = self._fuse(student, teacher)
+        terms = self.task_terms(student.logits, batch)
+        for name, weight in self.weights.items():
+            provider_name, receiver = name.split("_")
+            provider = known[provider_name]
+            if provider_name == "fusion" and self.config.detach_fusion:
+                provider = provider.detached()
+            link = self.links[name](known[receiver], provider, labels, self._log_temperature(name))
+            terms |= {f"{name}_{part}": weight * term for part, term in link.items()}
+        return StepOutput(student.logits, terms)
+
+    def _log_temperature(self, name: str) -> Tensor | None:
+        if not self.config.info_nce_weight:
+            return None
+        parameter = self.log_temperatures["shared" if self.config.shared_temperature else name]
+        with torch.no_grad():  # the value itself is kept in range, so its gradient never dies
+            parameter.clamp_(min=math.log(_MIN_TEMPERATURE))
+        return parameter
+
+    def _fuse(self, student: Features, teacher: Features) -> _Knowledge:
+        assert self.l2g is not None
+        front = student if self.student_first else teacher
+        stage, prefix = self.l2g(front.stages[2])
+        if self.classifier is not None:
+            vector = stage.mean(dim=(2, 3))
+            return _Knowledge(vector, self.classifier(vector))
+        tail = self.teacher if self.student_first else self.student
+        with batch_statistics_kept(self._tail_modules):
+            fused = tail.tail(stage, prefix)
+        return _Knowledge(fused.pooled, fused.logits)
+
+    def companions(self) -> dict[str, Classifier]:
+        """The fusion: its accuracy should lie between the student's and the teacher's."""
+        if self.l2g is None:
+            return {}
+        return {
+            "fusion": lambda images: self._fuse(self.student(images), self.teacher(images)).logits
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """The temperatures, beside the student's and L2G's."""
+        own = {name for name, _ in self.named_parameters() if name.startswith("log_temperatures")}
+        return super().no_weight_decay() | own
+
+
+def _student_first(student: StagedModel, teacher: FrozenTeacher, order: str) -> bool:
+    if order != "auto":
+        return order == "student_first"
+    return _LOCALITY[student.kind] <= _LOCALITY[teacher.kind]

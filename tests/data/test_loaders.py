@@ -1,0 +1,334 @@
+import contextlib
+import multiprocessing
+import random
+import re
+from collections.abc import Iterator
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+from anykd.data import AugmentConfig, DataConfig, EvalLoader, Reader, TrainLoader, open_data
+from anykd.data.bundled import SyntheticReader
+from anykd.data.loaders import choose_workers
+from anykd.data.reader import ArrayReader
+from anykd.errors import DataError, RecipeError
+from anykd.types import Batch
+
+READER = SyntheticReader(num_classes=4, per_class=6, split=0)  # 24 images
+
+
+def train_loader(reader: Reader = READER, **options) -> TrainLoader:
+    defaults = {
+        "num_classes": 4,
+        "image_size": 16,
+        "batch_size": 4,
+        "augment": AugmentConfig(),
+        "label_smoothing": 0.0,
+        "seed": 0,
+        "workers": 0,
+    }
+    return TrainLoader(reader, **(defaults | options))
+
+
+def eval_loader(reader: Reader = READER, **options) -> EvalLoader:
+    defaults = {
+        "num_classes": 4,
+        "image_size": 16,
+        "batch_size": 4,
+        "augment": AugmentConfig(),
+        "workers": 0,
+    }
+    return EvalLoader(reader, **(defaults | options))
+
+
+def parts(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    assert batch.labels is not None
+    assert batch.indices is not None
+    return batch.images, batch.labels, batch.indices
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(x, y)
+        for a, b in zip(first, second, strict=True)
+        for x, y in zip(parts(a), parts(b), strict=True)
+    )
+
+
+def indices(batches: list[Batch]) -> list[int]:
+    return torch.cat([parts(batch)[2] for batch in batches]).tolist()
+
+
+def views(batches: list[Batch]) -> dict[int, torch.Tensor]:
+    """The view of each image, by its index."""
+    return {
+        int(index): image
+        for batch in batches
+        for image, index in zip(batch.images, parts(batch)[2], strict=True)
+    }
+
+
+def set_global_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No type checks: beartype draws from Python's generator to pick the items it looks at."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+class TestTrainLoader:
+    def test_yields_rgb_in_0_to_1_with_distributions_and_indices(self):
+        for batch in train_loader(image_size=(16, 24)).batches(0):
+            images, labels, index = parts(batch)
+            assert images.shape == (4, 3, 16, 24)
+            assert (images.dtype, labels.dtype, index.dtype) == (
+                torch.float32,
+                torch.float32,
+                torch.int64,
+            )
+            assert images.min() >= 0
+            assert 0.5 < images.max() <= 1
+            assert labels.argmax(dim=1).tolist() == [READER.labels[i] for i in index]
+
+    def test_an_epoch_shows_every_image_once_and_drops_what_fills_no_batch(self):
+        loader = train_loader(batch_size=5)
+        epoch = list(loader.batches(0))
+        assert len(epoch) == loader.steps_per_epoch == 4
+        assert len(set(indices(epoch))) == 20
+
+    def test_order_differs_by_epoch_and_by_seed(self):
+        orders = [
+            indices(list(train_loader(seed=seed).batches(epoch)))
+            for seed, epoch in [(0, 0), (0, 1), (1, 0)]
+        ]
+        assert all(sorted(order) == list(range(24)) for order in orders)
+        assert len({tuple(order) for order in orders}) == 3
+
+    def test_views_differ_by_epoch_and_by_seed_and_not_by_place_in_the_epoch(self):
+        first, epoch_1, seed_1, other_batches = (
+            views(list(train_loader(seed=seed, batch_size=size).batches(epoch)))
+            for seed, epoch, size in [(0, 0, 4), (0, 1, 4), (1, 0, 4), (0, 0, 6)]
+        )
+        for i in range(24):
+            assert torch.equal(first[i], other_batches[i])
+            assert not torch.equal(first[i], epoch_1[i])
+            assert not torch.equal(first[i], seed_1[i])
+
+    def test_erasing_leaves_the_rest_of_the_view_as_it_was(self):
+        plain, erased = (
+            views(list(train_loader(augment=AugmentConfig(erasing=p)).batches(0))) for p in (0, 1)
+        )
+        for i in range(24):
+            share = (plain[i] != erased[i]).any(dim=0).float().mean().item()
+            assert 0 < share < 0.4
+
+    def test_leaves_out_the_steps_to_skip(self):
+        loader = train_loader(augment=AugmentConfig(preset="vit"))
+        assert same(list(loader.batches(1))[2:], list(loader.batches(1, skip=2)))
+
+    def test_worker_processes_give_the_same_batches_also_after_an_epoch_left_early(self):
+        alone, helped = (
+            train_loader(augment=AugmentConfig(preset="vit"), workers=workers) for workers in (0, 2)
+        )
+        assert same(list(alone.batches(0)), list(helped.batches(0)))
+        for batch in helped.batches(1):
+            assert batch is not None
+            break
+        assert same(list(alone.batches(2)), list(helped.batches(2)))
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_global_generators_neither_matter_nor_change(self, workers, unchecked):
+        vit = AugmentConfig(preset="vit")
+        expected = list(train_loader(augment=vit, workers=workers).batches(0))
+
+        set_global_generators(1)
+        actual = list(train_loader(augment=vit, workers=workers).batches(0))
+        list(eval_loader(workers=workers))
+        after = random.random(), np.random.rand(), torch.rand(()).item()
+
+        assert same(actual, expected)
+        set_global_generators(1)
+        assert after == (random.random(), np.random.rand(), torch.rand(()).item())
+
+    def test_two_ranks_have_the_global_batches_of_one(self):
+        one = list(train_loader(batch_size=6).batches(3))
+        halves = [
+            list(train_loader(batch_size=3, rank=rank, world_size=2).batches(3)) for rank in (0, 1)
+        ]
+        joined = [
+            Batch(*(torch.cat(pair) for pair in zip(parts(a), parts(b), strict=True)))
+            for a, b in zip(*halves, strict=True)
+        ]
+        assert same(one, joined)
+
+    def test_ranks_have_equally_many_steps_where_images_are_left_over(self):
+        loaders = [train_loader(batch_size=3, rank=rank, world_size=3) for rank in range(3)]
+        assert [len(list(loader.batches(0))) for loader in loaders] == [2, 2, 2]
+
+    def test_an_epoch_begun_inside_another_is_noticed(self):
+        loader = train_loader()
+        first = loader.batches(0)
+        next(first)
+        next(loader.batches(1))
+        with pytest.raises(AssertionError, match="another epoch was begun"):
+            next(first)
+
+    def test_worker_processes_end_with_the_loader(self):
+        before = set(multiprocessing.active_children())
+        loader = train_loader(workers=2)
+        next(loader.batches(0))
+        assert len(set(multiprocessing.active_children()) - before) == 2
+        del loader
+        assert not set(multiprocessing.active_children()) - before
+
+    def test_too_few_images_are_told_with_what_would_do(self):
+        message = "24 training images do not fill one batch of 26"
+        with pytest.raises(DataError, match=message) as caught:
+            train_loader(batch_size=13, world_size=2)
+        assert caught.value.hint == "lower train.batch_size to 24 or less"
+
+    def test_an_odd_batch_cannot_be_mixed(self):
+        with pytest.raises(RecipeError, match="even number of images on each rank, got 5") as e:
+            train_loader(batch_size=5, augment=AugmentConfig(preset="vit"))
+        assert "change train.batch_size" in e.value.hint
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_a_broken_image_is_told_on_one_line(self, write_images, workers):
+        write_images("val", cat=1, dog=1)
+        root = write_images("train", cat=3, dog=1)
+        (root / "train" / "cat" / "1.png").write_bytes(b"no image")
+        splits = open_data(DataConfig(source=str(root)), seed=0)
+        loader = train_loader(splits.train, num_classes=2, workers=workers)
+        message = hint = ""
+        try:
+            list(loader.batches(0))
+        except DataError as error:
+            message, hint = str(error), error.hint
+        assert re.fullmatch(r"[^\n]*cat/1\.png cannot be read[^\n]*", message)
+        assert hint == "mend or remove the file"
+
+    def test_worker_processes_end_with_a_loader_that_met_a_broken_image(self, write_images):
+        write_images("val", cat=1, dog=1)
+        root = write_images("train", cat=3, dog=1)
+        (root / "train" / "cat" / "1.png").write_bytes(b"no image")
+        reader = open_data(DataConfig(source=str(root)), seed=0).train
+        before = set(multiprocessing.active_children())
+        loader = train_loader(reader, num_classes=2, workers=1)
+        with contextlib.suppress(DataError):
+            list(loader.batches(0))
+        del loader
+        assert not set(multiprocessing.active_children()) - before
+
+
+class TestLabels:
+    def test_are_smoothed_over_all_classes(self):
+        (batch,) = train_loader(batch_size=24, label_smoothing=0.1).batches(0)
+        _, labels, index = parts(batch)
+        expected = [[0.925 if c == READER.labels[i] else 0.025 for c in range(4)] for i in index]
+        assert torch.allclose(labels, torch.tensor(expected))
+
+    @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+    def test_are_mixed_as_the_images_are(self, kind):
+        # Images of one grey level each, so that a mixed image tells its shares.
+        levels = np.arange(8) * 30 + 20
+        greys = np.broadcast_to(levels[:, None, None, None], (8, 16, 16, 3)).astype(np.uint8)
+        reader = ArrayReader(greys, [0, 1, 2, 3, 3, 2, 1, 0])
+        augment = AugmentConfig.model_validate({"preset": "none", kind: 1.0})
+        loader = train_loader(reader, batch_size=8, augment=augment, label_smoothing=0.2)
+        shares = []
+        for epoch in range(6):
+            (batch,) = loader.batches(epoch)
+            images, labels, index = parts(batch)
+            order = index.tolist()
+            assert torch.allclose(labels.sum(dim=1), torch.ones(8))
+            for image, label, i, partner in zip(images, labels, order, order[::-1], strict=True):
+                mine, other = levels[i] / 255, levels[partner] / 255
+                shares.append(((image - other) / (mine - other)).mean().item())
+                expected = np.full(4, 0.05)
+                expected[reader.labels[i]] += 0.8 * shares[-1]
+                expected[reader.labels[partner]] += 0.8 * (1 - shares[-1])
+                assert label.tolist() == pytest.approx(expected, abs=1e-5)
+                assert len(image.unique()) == (1 if kind == "mixup" else 2)
+        assert np.ptp(shares) > 0.3
+
+    def test_ranks_draw_shares_of_their_own(self):
+        augment = AugmentConfig(preset="none", mixup=1.0)
+        largest = [
+            parts(next(train_loader(rank=r, world_size=2, augment=augment).batches(0)))[1].max()
+            for r in (0, 1)
+        ]
+        assert largest[0] != largest[1]
+
+    def test_vit_preset_has_both_kinds_of_mixing(self):
+        # A step is mixed by one of them: mixup moves every pixel, cutmix leaves most as they are.
+        plain, mixed = (
+            [
+                batch
+                for epoch in range(4)
+                for batch in train_loader(
+                    augment=AugmentConfig(preset="none", mixup=mixup, cutmix=cutmix)
+                ).batches(epoch)
+            ]
+            for mixup, cutmix in [(0, 0), (0.8, 1.0)]
+        )
+        moved = [
+            (a.images != b.images).float().mean().item() for a, b in zip(plain, mixed, strict=True)
+        ]
+        assert any(share > 0.97 for share in moved)
+        assert any(share < 0.9 for share in moved)
+
+
+class TestEvalLoader:
+    @pytest.mark.parametrize("world_size", [1, 2, 3])
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_every_image_comes_once_over_all_ranks(self, world_size, workers):
+        reader = SyntheticReader(num_classes=11, per_class=1, split=1)
+        seen = []
+        for rank in range(world_size):
+            loader = eval_loader(
+                reader, num_classes=11, rank=rank, world_size=world_size, workers=workers
+            )
+            mine = indices(list(loader))
+            assert mine == list(range(rank, 11, world_size))
+            assert loader.num_samples == len(mine)
+            seen += mine
+        assert sorted(seen) == list(range(11))
+
+    def test_gives_plain_crops_with_one_hot_labels_each_time(self):
+        loader = eval_loader(augment=AugmentConfig(preset="vit"), image_size=64)
+        first, second = list(loader), list(loader)
+        assert same(first, second)
+        for batch in first:
+            images, labels, index = parts(batch)
+            for image, label, i in zip(images, labels, index.tolist(), strict=True):
+                pixels = np.asarray(READER[i].image).transpose(2, 0, 1) / 255
+                assert np.allclose(image.numpy(), pixels, atol=1e-6)
+                assert label.tolist() == [float(c == READER.labels[i]) for c in range(4)]
+
+    def test_a_rank_without_images_has_no_batches(self):
+        reader = SyntheticReader(num_classes=2, per_class=1, split=1)
+        loader = eval_loader(reader, num_classes=2, rank=2, world_size=3)
+        assert loader.num_samples == 0
+        assert list(loader) == []
+
+
+@pytest.mark.parametrize(
+    ("num_images", "in_memory", "cores", "expected"),
+    [(24, True, 4, 0), (24, False, 4, 4), (24, False, 64, 8), (6_000, True, 4, 4)],
+)
+def test_workers_are_chosen_by_what_reading_costs(
+    monkeypatch, num_images, in_memory, cores, expected
+):
+    reader = SyntheticReader(num_classes=4, per_class=num_images // 4, split=0)
+    monkeypatch.setattr(SyntheticReader, "in_memory", in_memory)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    assert choose_workers(None, reader) == expected
+    assert choose_workers(3, reader) == 3
