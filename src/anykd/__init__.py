@@ -12,6 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anykd import losses as losses
+    from anykd import methods as methods
+    from anykd import models as models
     from anykd.experiment import Result as Result
     from anykd.experiment import distill as distill
 

@@ -1,11 +1,14 @@
 """Sums and gatherings over ranks. On one process each of them does nothing."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-__all__ = ["gather_batch", "rank", "sum_over_ranks", "world_size"]
+__all__ = ["first_rank_first", "gather_batch", "rank", "sum_over_ranks", "world_size"]
 
 
 def world_size() -> int:
@@ -24,6 +27,18 @@ def sum_over_ranks(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Let the first rank do something before the others, such as download a data set."""
+    if rank() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if rank() == 0 and world_size() > 1:
+            dist.barrier()
 
 
 class _Gather(torch.autograd.Function):

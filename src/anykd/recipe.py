@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import tomli_w
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
@@ -77,7 +77,7 @@ class Recipe(FrozenConfig):
         return {key: value for key, value in self.method.items() if key != "name"}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], *, source: str = "") -> Self:
+    def from_dict(cls, values: dict[str, Any], *, source: str = "") -> "Recipe":
         """Check a recipe's values and fill in the defaults.
 
         Args:

@@ -106,6 +106,10 @@ class RunDir:
                 hint="start it without --resume",
             )
 
+    def clear(self) -> None:
+        """Remove the folder of a run that has come to nothing."""
+        shutil.rmtree(self.path)
+
     def write_text(self, path: Path, text: str) -> None:
         """Write one of the run's text files whole."""
         write_atomically(path, lambda new: _write_text(new, text))

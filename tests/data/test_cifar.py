@@ -15,7 +15,7 @@ from anykd.errors import DataError
 
 @pytest.fixture(scope="module")
 def real(dev_data) -> DataSplits:
-    return open_data(DataConfig(source=f"cifar100:{dev_data / 'cifar100'}"), seed=0)
+    return open_data(DataConfig(source=f"cifar100:{dev_data / 'cifar100'}"))
 
 
 class TestTiles:
@@ -52,7 +52,7 @@ class TestTiles:
         for name in ("labels.npz", "class_names.json"):
             shutil.copy(dev_data / "cifar100" / name, tmp_path)
         with pytest.raises(DataError, match=r"not whole: .*train-0\.webp") as caught:
-            open_data(DataConfig(source=f"cifar100:{tmp_path}"), seed=0)
+            open_data(DataConfig(source=f"cifar100:{tmp_path}"))
         assert "train-0..4.webp" in caught.value.hint
 
 
@@ -82,7 +82,7 @@ def cifar100_files(tmp_path, monkeypatch) -> Path:
 
 class TestTorchvisionLayout:
     def test_cifar100_is_read_with_fine_labels(self, cifar100_files):
-        splits = open_data(DataConfig(source=f"cifar100:{cifar100_files}"), seed=0)
+        splits = open_data(DataConfig(source=f"cifar100:{cifar100_files}"))
 
         assert splits.class_names == ("apple", "bee", "can")
         assert list(splits.train.labels) == [2, 0, 1, 1]
@@ -104,7 +104,7 @@ class TestTorchvisionLayout:
         monkeypatch.setattr(CIFAR10, "test_list", batches[2:])
         monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": meta})
 
-        splits = open_data(DataConfig(source=f"cifar10:{tmp_path}"), seed=0)
+        splits = open_data(DataConfig(source=f"cifar10:{tmp_path}"))
 
         assert splits.name == "cifar10"
         assert list(splits.train.labels) == [0, 1, 1, 1]
@@ -114,7 +114,7 @@ class TestTorchvisionLayout:
         with (cifar100_files / CIFAR100.base_folder / "train").open("ab") as file:
             file.write(b"!")
         with pytest.raises(DataError, match="not whole or not the official ones") as caught:
-            open_data(DataConfig(source=f"cifar100:{cifar100_files}"), seed=0)
+            open_data(DataConfig(source=f"cifar100:{cifar100_files}"))
         assert CIFAR100.url in caught.value.hint
 
     def test_without_a_folder_the_users_cache_is_used(self, cifar100_files, monkeypatch):
@@ -122,7 +122,7 @@ class TestTorchvisionLayout:
         cache.mkdir()
         (cifar100_files / CIFAR100.base_folder).rename(cache / CIFAR100.base_folder)
         monkeypatch.setenv("XDG_CACHE_HOME", str(cifar100_files))
-        assert len(open_data(DataConfig(source="cifar100"), seed=0).train) == 4
+        assert len(open_data(DataConfig(source="cifar100")).train) == 4
 
     def test_a_download_that_fails_is_told_in_words(self, tmp_path, monkeypatch):
         def fail(dataset: CIFAR10) -> None:
@@ -131,14 +131,14 @@ class TestTorchvisionLayout:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setattr(CIFAR10, "download", fail)
         with pytest.raises(DataError, match=r"cifar10 cannot be downloaded .*no network") as caught:
-            open_data(DataConfig(source="cifar10"), seed=0)
+            open_data(DataConfig(source="cifar10"))
         assert caught.value.hint.endswith("write cifar10:FOLDER")
 
 
 class TestRoot:
     def test_a_folder_without_the_files_says_how_to_get_them(self, tmp_path):
         with pytest.raises(DataError, match=r"no cifar-100-python/ in it, and no labels\.npz") as e:
-            open_data(DataConfig(source=f"cifar100:{tmp_path}"), seed=0)
+            open_data(DataConfig(source=f"cifar100:{tmp_path}"))
         assert "'cifar100' without a folder downloads it" in e.value.hint
 
     def test_tiles_are_of_cifar100_only(self, tmp_path):
@@ -146,10 +146,10 @@ class TestRoot:
         with pytest.raises(
             DataError, match=r"does not hold cifar10: no cifar-10-batches-py/ in it$"
         ):
-            open_data(DataConfig(source=f"cifar10:{tmp_path}"), seed=0)
+            open_data(DataConfig(source=f"cifar10:{tmp_path}"))
 
     def test_a_misspelt_folder_is_told_its_neighbour(self, tmp_path):
         (tmp_path / "cifar100").mkdir()
         with pytest.raises(DataError, match="cifar10O does not exist") as caught:
-            open_data(DataConfig(source=f"cifar100:{tmp_path}/cifar10O"), seed=0)
+            open_data(DataConfig(source=f"cifar100:{tmp_path}/cifar10O"))
         assert caught.value.hint == f"did you mean cifar100? (in {tmp_path})"

@@ -12,27 +12,27 @@ def images_of(reader: Reader) -> list[bytes]:
 
 class TestOpenData:
     def test_the_limit_leaves_each_class_its_share_of_the_training_images(self):
-        splits = open_data(DataConfig(source="synthetic:4x50", limit=30), seed=0)
+        splits = open_data(DataConfig(source="synthetic:4x50", limit=30))
         assert len(splits.train) == 30
         assert set(np.bincount(splits.train.labels)) == {7, 8}
         assert len(splits.val) == 48
 
     def test_a_limit_above_the_size_keeps_all(self):
-        assert len(open_data(DataConfig(source="synthetic:4x5", limit=99), seed=0).train) == 20
+        assert len(open_data(DataConfig(source="synthetic:4x5", limit=99)).train) == 20
 
     def test_no_image_is_in_both_parts(self):
-        splits = open_data(DataConfig(source="digits", limit=500), seed=0)
+        splits = open_data(DataConfig(source="digits", limit=500))
         assert not set(images_of(splits.train)) & set(images_of(splits.val))
 
     def test_the_seed_decides_which_images_are_kept(self):
         first, other = (
-            open_data(DataConfig(source="synthetic:4x20", limit=20), seed=seed) for seed in (0, 1)
+            open_data(DataConfig(source="synthetic:4x20", limit=20, split_seed=seed)) for seed in (0, 1)
         )
         assert images_of(first.train) != images_of(other.train)
 
     def test_the_seed_decides_which_images(self):
         first, same, other = (
-            open_data(DataConfig(source="digits", limit=100), seed=seed) for seed in (0, 0, 1)
+            open_data(DataConfig(source="digits", limit=100, split_seed=seed)) for seed in (0, 0, 1)
         )
         assert images_of(first.train) == images_of(same.train)
         assert images_of(first.val) == images_of(same.val)
@@ -41,7 +41,7 @@ class TestOpenData:
 
     def test_the_limit_does_not_change_what_is_held_out(self):
         whole, limited = (
-            open_data(DataConfig(source="digits", limit=limit), seed=0) for limit in (None, 100)
+            open_data(DataConfig(source="digits", limit=limit)) for limit in (None, 100)
         )
         assert images_of(whole.val) == images_of(limited.val)
 
@@ -53,44 +53,51 @@ class TestUnknownSpecs:
     )
     def test_a_misspelt_name_is_told_the_nearest(self, spec, meant):
         with pytest.raises(DataError, match=f"no data is called '{spec}': known are") as caught:
-            open_data(DataConfig(source=spec), seed=0)
+            open_data(DataConfig(source=spec))
         assert f"did you mean {meant}" in caught.value.hint
 
     def test_what_exists_is_listed(self):
         with pytest.raises(
             DataError, match=r"digits, cifar10\[:ROOT\], .* folder of class folders"
         ):
-            open_data(DataConfig(source="imagenet"), seed=0)
+            open_data(DataConfig(source="imagenet"))
 
     def test_a_misspelt_folder_is_told_its_neighbour(self, tmp_path):
         (tmp_path / "my_images").mkdir()
         with pytest.raises(DataError, match="my_imags does not exist") as caught:
-            open_data(DataConfig(source=f"{tmp_path}/my_imags"), seed=0)
+            open_data(DataConfig(source=f"{tmp_path}/my_imags"))
         assert caught.value.hint == f"did you mean my_images? (in {tmp_path})"
 
     def test_a_misspelt_folder_further_up_is_found(self, tmp_path):
         (tmp_path / "datasets" / "pets").mkdir(parents=True)
         with pytest.raises(DataError, match="datasts/pets does not exist") as caught:
-            open_data(DataConfig(source=f"{tmp_path}/datasts/pets"), seed=0)
+            open_data(DataConfig(source=f"{tmp_path}/datasts/pets"))
         assert caught.value.hint == f"did you mean datasets? (in {tmp_path})"
 
     def test_a_misspelt_folder_of_the_working_directory_is_found(self, tmp_path, monkeypatch):
         (tmp_path / "my_images").mkdir()
         monkeypatch.chdir(tmp_path)
         with pytest.raises(DataError) as caught:
-            open_data(DataConfig(source="my_imags"), seed=0)
+            open_data(DataConfig(source="my_imags"))
         assert caught.value.hint == "did you mean my_images?"
 
     def test_a_file_is_no_folder(self, tmp_path):
         (tmp_path / "images.zip").touch()
         with pytest.raises(DataError, match=r"images\.zip is a file; data is a folder"):
-            open_data(DataConfig(source=str(tmp_path / "images.zip")), seed=0)
+            open_data(DataConfig(source=str(tmp_path / "images.zip")))
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"val_fraction": 0}, {"val_fraction": 1}, {"limit": 0}, {"workers": -1}, {"root": "x"}],
+    [
+        {"source": ""},
+        {"val_fraction": 0},
+        {"val_fraction": 1},
+        {"limit": 0},
+        {"workers": -1},
+        {"root": "x"},
+    ],
 )
 def test_config_refuses(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
-        DataConfig(source="digits", **wrong)
+        DataConfig(**{"source": "digits"} | wrong)

@@ -10,7 +10,7 @@ from anykd.errors import DataError
 
 
 def open_path(path) -> DataSplits:
-    return open_data(DataConfig(source=str(path), val_fraction=0.25), seed=0)
+    return open_data(DataConfig(source=str(path), val_fraction=0.25))
 
 
 class TestLayout:

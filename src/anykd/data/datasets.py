@@ -30,7 +30,7 @@ _FORMS = "digits, cifar10[:ROOT], cifar100[:ROOT], synthetic:CLASSESxN"
 class DataConfig(FrozenConfig):
     """Which images to learn from and to evaluate on."""
 
-    source: str
+    source: Annotated[str, Field(min_length=1)]
     """Data spec: digits, cifar10[:ROOT], cifar100[:ROOT], synthetic:CLASSESxN, or the path of a
     folder of class folders."""
     limit: PositiveInt | None = None
@@ -45,15 +45,14 @@ class DataConfig(FrozenConfig):
     processes costs more than it saves; otherwise one per CPU core, at most 8."""
 
 
-def open_data(config: DataConfig, *, seed: int) -> DataSplits:
+def open_data(config: DataConfig) -> DataSplits:
     """Open a data set, hold images out if it has no split of its own, and apply the limit.
 
-    The same config and seed give the same images in the same order. A download is not guarded
+    The same config gives the same images in the same order. A download is not guarded
     against several processes at once: under several ranks let one come first.
 
     Args:
         config: What to open.
-        seed: Decides which images are held out and kept.
 
     Raises:
         DataError: If there is no such data, or it is not fit to train a classifier.
@@ -61,10 +60,10 @@ def open_data(config: DataConfig, *, seed: int) -> DataSplits:
     source = _open(config.source)
     train, val = source.train, source.val
     if val is None:
-        kept, held_out = hold_out(train.labels, config.val_fraction, seed=seed)
+        kept, held_out = hold_out(train.labels, config.val_fraction, seed=config.split_seed)
         train, val = SubsetReader(train, kept), SubsetReader(train, held_out)
     if config.limit is not None and config.limit < len(train):
-        train = SubsetReader(train, keep(train.labels, config.limit, seed=seed))
+        train = SubsetReader(train, keep(train.labels, config.limit, seed=config.split_seed))
     return DataSplits(source.name, source.class_names, train, val)
 
 

@@ -36,7 +36,7 @@ def train_view(augment: AugmentConfig, image_size: int | tuple[int, int]) -> Vie
         image_size: Height and width of the views in pixels, or one number for both.
     """
     augment = augment.resolved()
-    height, width = size = _height_width(image_size)
+    size = _height_width(image_size)
     parts: list[Callable] = []
     if augment.crop_padding:
         parts += _centre_crop(size, 1.0, augment.interpolation)
@@ -54,7 +54,6 @@ def train_view(augment: AugmentConfig, image_size: int | tuple[int, int]) -> Vie
     if augment.rand_augment:
         # As timm's factory calls it: new corners get ImageNet's mean colour.
         settings = {
-            "translate_const": int(min(height, width) * 0.45),
             "img_mean": tuple(min(255, round(255 * mean)) for mean in IMAGENET_DEFAULT_MEAN),
             "interpolation": str_to_pil_interp(augment.interpolation),
         }

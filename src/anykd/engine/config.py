@@ -1,6 +1,6 @@
 """How long, how fast and in which precision to train."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import (
     Field,
@@ -63,7 +63,7 @@ class TrainConfig(FrozenConfig):
     """Epochs between two evaluations; the last epoch is always evaluated."""
 
     @model_validator(mode="after")
-    def _warm_up_ends_before_training(self) -> Self:
+    def _warm_up_ends_before_training(self) -> "TrainConfig":
         if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs must be below epochs = {self.epochs}, got {self.warmup_epochs}"

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from anykd.data import DataSplits, EvalLoader, TrainLoader, open_data
-from anykd.distributed import rank, world_size
+from anykd.distributed import first_rank_first, rank, world_size
 from anykd.engine import Trainer, choose_dtype
 from anykd.errors import ModelError, RecipeError
 from anykd.methods import Method, build_method
@@ -46,7 +46,8 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     Raises:
         AnykdError: If something cannot be had or does not fit.
     """
-    data = open_data(recipe.data, seed=recipe.data.split_seed)
+    with first_rank_first():  # it may download
+        data = open_data(recipe.data)
     torch.manual_seed(recipe.seed)
     student = _build_student(recipe.student, recipe, data)
     config = recipe.teacher

@@ -85,7 +85,7 @@ def evaluate_model(
     if "data" not in values:
         raise RecipeError("no data is given", hint="give --data SPEC")
     recipe = Recipe.from_dict(values)
-    splits = open_data(recipe.data, seed=recipe.data.split_seed)
+    splits = open_data(recipe.data)
     with launched() as device:
         model = build_teacher(TeacherConfig(name=name, image_size=image_size), None, splits)
         model.to(device)

@@ -1,6 +1,6 @@
 """OFA-KD: every stage of the student learns the teacher's class distribution."""
 
-from typing import Literal, Self, final
+from typing import Literal, final
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import nn
@@ -53,7 +53,7 @@ class OFA(Method):
         """Branches of convolutions or of transformer blocks; auto asks the student's stages."""
 
         @model_validator(mode="after")
-        def _one_gamma_each(self) -> Self:
+        def _one_gamma_each(self) -> "OFA.Config":
             if len(set(self.stages)) != len(self.stages):
                 raise ValueError(f"stages holds a stage twice: {list(self.stages)}")
             if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.stages) + 1:

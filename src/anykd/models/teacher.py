@@ -1,7 +1,5 @@
 """A teacher that nothing can train, save or switch to train mode by accident."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -54,7 +52,7 @@ class FrozenTeacher:
 
     def to(
         self, device: torch.device | str, *, memory_format: torch.memory_format | None = None
-    ) -> Self:
+    ) -> "FrozenTeacher":
         """Move the teacher to a device, and its weights to a memory format."""
         self._model.to(device)
         if memory_format is not None:

@@ -1,0 +1,165 @@
+import math
+
+import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from anykd.engine import TrainConfig
+from anykd.engine.optim import build_ema, build_optimizer, ema_finding, learning_rate
+from anykd.errors import RecipeError
+from anykd.methods import Method
+from anykd.models import create_staged
+from tests.engine.tiny import cnn, method, trainer, vit
+
+
+def names_by_decay(module: Method, **options) -> tuple[set[str], set[str]]:
+    """Names of the parameters that decay, and of those that do not."""
+    optimizer = build_optimizer(module, TrainConfig(**options))
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    decayed: set[str] = set()
+    kept: set[str] = set()
+    for group in optimizer.param_groups:
+        target = decayed if group["weight_decay"] else kept
+        target |= {names[parameter] for parameter in group["params"]}
+    return decayed, kept
+
+
+class TestLearningRate:
+    def test_is_that_of_timms_cosine_without_offset(self):
+        config = TrainConfig(epochs=12, warmup_epochs=3, peak_lr=0.1, min_lr=1e-3, warmup_lr=1e-4)
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=config.peak_lr)
+        scheduler = CosineLRScheduler(
+            optimizer,
+            t_initial=12,
+            lr_min=1e-3,
+            warmup_t=3,
+            warmup_lr_init=1e-4,
+            warmup_prefix=False,
+        )
+        for epoch in range(12):
+            scheduler.step(epoch)
+            expected = optimizer.param_groups[0]["lr"]
+            assert learning_rate(config, epoch) == pytest.approx(expected, rel=1e-9)
+
+    def test_warms_up_and_falls_within_an_epoch_by_hand(self):
+        config = TrainConfig(epochs=10, warmup_epochs=2, peak_lr=1.0, min_lr=0.2, warmup_lr=0.0)
+        assert learning_rate(config, 0.5) == pytest.approx(0.25)
+        assert learning_rate(config, 5) == pytest.approx(0.6)
+        assert learning_rate(config, 2.5) == pytest.approx(0.6 + 0.4 * math.sqrt(0.5))
+
+    def test_starts_at_the_peak_without_warm_up(self):
+        config = TrainConfig(epochs=10, warmup_epochs=0, peak_lr=0.3)
+        assert learning_rate(config, 0) == pytest.approx(0.3)
+
+    def test_falls_in_steps(self):
+        config = TrainConfig(
+            epochs=9, warmup_epochs=0, schedule="step", peak_lr=1.0, decay_epochs=3, decay_rate=0.1
+        )
+        rates = [learning_rate(config, epoch) for epoch in (0, 2.9, 3, 5.5, 6)]
+        assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+    def test_stays_constant_after_warm_up(self):
+        config = TrainConfig(epochs=9, warmup_epochs=1, schedule="constant", peak_lr=0.5)
+        assert [learning_rate(config, epoch) for epoch in (1, 4, 8.9)] == [0.5, 0.5, 0.5]
+
+    @pytest.mark.parametrize(
+        ("update", "points"), [("step", [0, 0.5, 1, 1.5]), ("epoch", [0, 0, 1, 1])]
+    )
+    def test_moves_with_every_step_or_once_an_epoch(self, update, points):
+        from anykd.engine import Listener
+
+        running = trainer(method("control", vit()), lr_update=update)
+        logged: list[float] = []
+        running.fit(Listener(log=lambda values: logged.append(values["lr"])))
+        assert logged == [learning_rate(running.config, point) for point in points]
+
+
+class TestOptimizer:
+    def test_names_what_is_nearest_to_an_unknown_one(self):
+        with pytest.raises(RecipeError, match="no optimiser is called 'adamww'") as caught:
+            build_optimizer(nn.Linear(1, 1), TrainConfig(optimizer="adamww"))
+        assert "adamw" in caught.value.hint
+
+    def test_sgd_has_nesterov_momentum(self):
+        config = TrainConfig(optimizer="sgd", momentum=0.8)
+        (group, *_) = build_optimizer(nn.Linear(2, 2), config).param_groups
+        assert (group["nesterov"], group["momentum"]) == (True, 0.8)
+
+    def test_holds_every_trainable_parameter_once(self):
+        module = method("fbt", cnn(), vit(seed=1))
+        decayed, kept = names_by_decay(module)
+        assert not decayed & kept
+        assert decayed | kept == {n for n, p in module.named_parameters() if p.requires_grad}
+
+    def test_vectors_do_not_decay_and_matrices_do(self):
+        module = method("ofa", cnn(), vit(seed=1))
+        decayed, kept = names_by_decay(module)
+        for name, parameter in module.named_parameters():
+            assert name in (kept if parameter.ndim <= 1 else decayed)
+
+    def test_positions_and_tokens_of_a_vit_do_not_decay(self):
+        decayed, kept = names_by_decay(method("kd", vit(), cnn(seed=1)))
+        assert {"student.model.pos_embed", "student.model.cls_token"} <= kept
+        assert "student.model.head.weight" in decayed
+
+    def test_position_tables_of_a_swin_and_of_l2g_do_not_decay(self):
+        student = create_staged(
+            "swin_pico_patch4_window7_224", num_classes=4, image_size=64, embed_dim=16
+        )
+        decayed, kept = names_by_decay(method("fbt", student, cnn(seed=1)))
+        tables = {name for name in decayed | kept if "relative_position_bias_table" in name}
+        assert any(name.startswith("student.") for name in tables)
+        assert any(name.startswith("l2g.") for name in tables)
+        assert tables <= kept
+
+    def test_temperatures_and_tokens_of_fbt_do_not_decay(self):
+        _, kept = names_by_decay(method("fbt", cnn(), vit(seed=1)))
+        assert {"l2g.prefix", "l2g.position", "log_temperatures.teacher_student"} <= kept
+
+
+class TestEma:
+    @pytest.mark.parametrize("warmup", [True, False])
+    def test_is_the_average_by_hand(self, warmup):
+        model = nn.Linear(1, 1, bias=False)
+        ema = build_ema(model, TrainConfig(ema_decay=0.9, ema_warmup=warmup))
+        assert ema is not None
+        expected = 0.0
+        for step in range(1, 6):
+            nn.init.constant_(model.weight, float(step**2))
+            ema.update(model, step=step)
+            decay = min(0.9, 1 - step ** (-2 / 3)) if warmup else 0.9 * (step > 1)
+            expected = decay * expected + (1 - decay) * step**2
+            assert ema.module.weight.item() == pytest.approx(expected)
+
+    def test_is_made_only_where_it_is_asked_for(self):
+        assert build_ema(nn.Linear(1, 1), TrainConfig()) is None
+
+    def test_follows_fast_at_first(self):
+        running = trainer(method("control", vit()), ema_decay=0.99996, peak_lr=0.01)
+        start = running.module.student.model.head.weight.detach().clone()
+        from anykd.engine import Listener
+
+        running.fit(Listener())
+        assert running.ema is not None
+        moved = (running.averaged.model.head.weight - start).norm()
+        behind = (running.averaged.model.head.weight - running.ema.module.model.head.weight).norm()
+        assert behind < 0.7 * moved
+
+    def test_that_hardly_leaves_the_first_weights_is_told(self):
+        slow = TrainConfig(ema_decay=0.99996, ema_warmup=False)
+        finding = ema_finding(slow, num_steps=100)
+        assert finding is not None
+        assert "leaves 100% of the first weights" in finding
+        assert "ema_warmup = true" in finding
+        assert ema_finding(slow, num_steps=200_000) is None
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"ema_decay": 0.99996}, {"ema_decay": 0.9, "ema_warmup": False}]
+    )
+    def test_that_works_is_not_told(self, options):
+        assert ema_finding(TrainConfig(**options), num_steps=100) is None
+
+    def test_finding_reaches_the_trainer(self):
+        running = trainer(method("control", vit()), ema_decay=0.99996, ema_warmup=False)
+        assert len(running.findings) == 1

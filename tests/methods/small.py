@@ -1,0 +1,93 @@
+"""Small models of every family: real timm architectures with small numbers."""
+
+import copy
+import functools
+import zlib
+
+import torch
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
+from torch import Tensor
+
+from anykd.models import FrozenTeacher, StagedModel, create_staged
+from anykd.types import Batch
+from tests.models.moved import move_weights
+
+NUM_CLASSES = 5
+SIZE = 32
+
+FAMILIES = {
+    "cnn": ("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 12, 16, 24)}),
+    "vit": ("vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 28, "depth": 4, "num_heads": 2}),
+    "swin": (
+        "swin_pico_patch4_window7_224",
+        {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
+    ),
+    # As wide as the CNN, so that no head is needed between the two.
+    "wide": (
+        "vit_tiny_patch16_224",
+        {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3},
+    ),
+    "distilled": (
+        "deit_tiny_distilled_patch16_224",
+        {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2},
+    ),
+}
+
+PAIRS = [
+    ("cnn", "vit"),
+    ("vit", "cnn"),
+    ("mlp", "cnn"),
+    ("cnn", "mlp"),
+    ("swin", "cnn"),
+    ("cnn", "swin"),
+]
+
+
+def _resmlp(num_classes: int, image_size: int) -> MlpMixer:
+    """timm's function for ResMLP fixes its numbers, so that its class is built here."""
+    return MlpMixer(
+        num_classes=num_classes,
+        img_size=image_size,
+        patch_size=8,
+        num_blocks=4,
+        embed_dim=20,
+        mlp_ratio=4.0,
+        block_layer=ResBlock,
+        norm_layer=Affine,
+    )
+
+
+@functools.cache
+def _original(family: str, num_classes: int, image_size: int) -> StagedModel:
+    if family == "mlp":
+        staged = StagedModel(_resmlp(num_classes, image_size), image_size=image_size)
+        assert staged.has_tail
+        return staged
+    name, options = FAMILIES[family]
+    staged = create_staged(name, num_classes=num_classes, image_size=image_size, **options)
+    assert staged.has_tail
+    return staged
+
+
+def small(
+    family: str, seed: int = 0, *, num_classes: int = NUM_CLASSES, image_size: int = SIZE
+) -> StagedModel:
+    """A model of a family with moved weights of its own."""
+    staged = copy.deepcopy(_original(family, num_classes, image_size))
+    move_weights(staged.model, seed)
+    return staged
+
+
+def small_pair(student: str, teacher: str) -> tuple[StagedModel, FrozenTeacher]:
+    return small(student, 1), FrozenTeacher(small(teacher, 2))
+
+
+def random_batch(count: int = 4, image_size: int = SIZE, num_classes: int = NUM_CLASSES) -> Batch:
+    """Random images with label distributions such as mixup makes."""
+    images = torch.rand(count, 3, image_size, image_size)
+    return Batch(images, (2 * torch.randn(count, num_classes)).softmax(dim=1))
+
+
+def fingerprint(state: dict[str, Tensor]) -> dict[str, int]:
+    """A checksum of the bits of every tensor."""
+    return {key: zlib.crc32(x.detach().contiguous().numpy().tobytes()) for key, x in state.items()}

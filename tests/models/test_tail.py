@@ -1,0 +1,151 @@
+"""Stage 4 and the head, run from a stage-3 map: exactly what the model itself computes."""
+
+import copy
+import re
+
+import pytest
+import torch
+
+from anykd.errors import AnykdError, ModelError
+from anykd.methods import METHODS, build_method
+from anykd.models import FrozenTeacher, StagedModel, create_staged
+from tests.models.moved import move_weights
+
+SMALLEST = {
+    "ResNet": "resnet18",
+    "MobileNetV2": "mobilenetv2_050",
+    "EfficientNet": "efficientnet_b0",
+    "ConvNeXt": "convnext_atto",
+    "Swin": "swin_pico_patch4_window7_224",
+    "ViT": "vit_tiny_patch16_224",
+    "DeiT": "deit_tiny_patch16_224",
+    "DeiT distilled": "deit_tiny_distilled_patch16_224",
+    "Mixer": "mixer_s32_224",
+    "ResMLP": "resmlp_12_224",
+}
+
+
+def images_for(staged: StagedModel) -> torch.Tensor:
+    return torch.rand(2, 3, *staged.image_size)
+
+
+def assert_tail_is_the_models_own(staged: StagedModel) -> None:
+    """Compare both ways to the logits, to 1e-5 of their size, in eval mode."""
+    staged.eval()
+    with torch.no_grad():
+        features = staged(images_for(staged))
+        tail = staged.tail(features.stages[2], features.prefixes[2])
+    assert features.logits.std() > 1e-3
+    for actual, expected in ((tail.logits, features.logits), (tail.pooled, features.pooled)):
+        assert (actual - expected).abs().max() <= 1e-5 * max(1, expected.abs().max().item())
+
+
+@pytest.fixture(scope="module", params=SMALLEST.values(), ids=SMALLEST)
+def name(request) -> str:
+    return request.param
+
+
+def test_tail_of_stage_3_gives_the_models_own_logits_at_224(name):
+    staged = create_staged(name, num_classes=7, image_size=224)
+    # Found on fresh weights, where ResMLP's final norm is the identity, and used on moved ones.
+    assert staged.has_tail
+    move_weights(staged.model)
+    assert_tail_is_the_models_own(staged)
+
+
+def test_tail_of_stage_3_gives_the_models_own_logits_at_another_size_after_a_training_step(name):
+    staged = create_staged(name, num_classes=7, image_size=(64, 96)).eval()
+    assert staged.has_tail
+    head = staged.model.get_classifier()
+    for classifier in head if isinstance(head, tuple) else (head,):
+        torch.nn.init.normal_(classifier.weight, std=0.1)  # a head of zeros passes no gradient
+    optimizer = torch.optim.Adam(staged.parameters(), lr=1e-2)
+    staged(images_for(staged)).logits.square().sum().backward()
+    optimizer.step()
+    assert_tail_is_the_models_own(staged)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "deit_tiny_distilled_patch16_224"])
+def test_finding_a_tail_changes_nothing(name):
+    staged = create_staged(name, num_classes=7, image_size=64).train()
+    staged.model.get_submodule("layer1" if name == "resnet18" else "blocks.2").eval()
+    state, modes = copy.deepcopy(staged.state_dict()), [m.training for m in staged.modules()]
+    random = torch.get_rng_state()
+    assert staged.has_tail
+    assert [module.training for module in staged.modules()] == modes
+    assert all(torch.equal(tensor, state[key]) for key, tensor in staged.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None and p.requires_grad for p in staged.parameters())
+
+
+def test_tail_runs_the_models_own_modules():
+    staged = create_staged("vit_tiny_patch16_224", num_classes=7, image_size=64)
+    *blocks, norm = staged.tail_modules
+    assert [id(m) for m in blocks] == [id(m) for m in staged.model.blocks[10:]]
+    assert norm is staged.model.norm
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_gradient_flows_through_the_teachers_tail_and_stops_at_no_weight(name):
+    staged = create_staged(name, num_classes=7, image_size=64)
+    teacher = FrozenTeacher(staged)
+    features = teacher(images_for(staged))
+    stage = features.stages[2].clone().requires_grad_()
+    prefix = features.prefixes[2]
+    inputs = [stage] if prefix is None else [stage, prefix := prefix.clone().requires_grad_()]
+    teacher.tail(stage, prefix).logits.square().sum().backward()
+    assert all(x.grad is not None and x.grad.abs().sum() > 0 for x in inputs)
+    assert all(p.grad is None for p in staged.parameters())
+
+
+class TestRefusals:
+    def test_missing_prefix_tokens_are_refused(self):
+        staged = create_staged("vit_tiny_patch16_224", num_classes=7, image_size=64)
+        with pytest.raises(ModelError, match="takes 1 prefix tokens, got 0"):
+            staged.tail(torch.rand(2, *staged.shapes[2]))
+
+    def test_prefix_tokens_that_the_model_lacks_are_refused(self):
+        staged = create_staged("resnet18", num_classes=7, image_size=64)
+        with pytest.raises(ModelError, match="takes 0 prefix tokens, got 1"):
+            staged.tail(torch.rand(2, *staged.shapes[2]), torch.rand(2, 1, 256))
+
+    @pytest.mark.parametrize(
+        ("name", "image_size"), [("eva02_tiny_patch14_224", 56), ("xcit_nano_12_p16_224", 64)]
+    )
+    def test_an_unknown_family_is_told_which_families_have_one(self, name, image_size):
+        staged = create_staged(name, num_classes=7, image_size=image_size)
+        assert not staged.has_tail
+        with pytest.raises(ModelError, match=f"{name} has no tail") as caught:
+            staged.tail(torch.rand(2, *staged.shapes[2]), torch.rand(2, 1, staged.width))
+        families = "ResNet, MobileNet, EfficientNet, ConvNeXt, Swin, ViT, DeiT, Mixer and ResMLP"
+        assert families in caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("name", "image_size"),
+        [
+            ("eva02_tiny_patch14_224", 56),
+            pytest.param(
+                "xcit_nano_12_p16_224",
+                64,
+                marks=pytest.mark.xfail(
+                    raises=AttributeError, reason="prefix_tokens reads pos_embed.shape of a module"
+                ),
+            ),
+        ],
+    )
+    def test_the_methods_that_are_said_to_need_no_tail_are_all_that_do(self, name, image_size):
+        student, other = (
+            create_staged(name, num_classes=7, image_size=image_size) for _ in range(2)
+        )
+        working, refusals = set(), []
+        for method in METHODS:
+            try:
+                build_method(method, student, FrozenTeacher(copy.deepcopy(other)))
+                working.add(method)
+            except AnykdError as error:
+                refusals.append(error)
+        assert refusals
+        for error in refusals:
+            named = re.search(r"the methods (.*) need none", error.hint)
+            assert named is not None
+            assert set(re.split(r", | and ", named[1])) == working
