@@ -79,7 +79,6 @@ class TestFromDict:
         assert message.startswith(f"{path}: ")
         assert message.endswith(f", got {given}")
 
-    @pytest.mark.xfail(reason="pydantic's name of the union's branch is left in the path")
     @pytest.mark.parametrize(
         ("tables", "path"),
         [

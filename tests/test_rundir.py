@@ -35,9 +35,9 @@ def folder_with(*names: str):
 
 
 class TestWriteAtomically:
-    def test_writes_a_file_and_the_folders_above_it(self, tmp_path):
-        write_atomically(tmp_path / "a" / "b" / "file", lambda path: path.write_text("x") and None)
-        assert everything(tmp_path) == {"a/b/file": "x"}
+    def test_makes_the_folders_above(self, tmp_path):
+        write_atomically(tmp_path / "a" / "b", folder_with("file"))
+        assert everything(tmp_path) == {"a/b/file": "new"}
 
     @pytest.mark.parametrize("write", [torn, torn_folder])
     def test_what_fails_leaves_the_old_file_and_no_litter(self, tmp_path, write):
@@ -98,9 +98,14 @@ class TestRequireNew:
 
     def test_offers_to_continue_an_unfinished_run(self, run):
         run.write_text(run.recipe, "")
+        run.write_text(run.last, "")
         message, hint = refusal(run.require_new)
         assert message == f"{run.path} holds an unfinished run"
         assert "--resume" in hint
+
+    def test_takes_a_run_that_ended_before_its_first_checkpoint(self, run):
+        run.write_text(run.recipe, "")
+        run.require_new()
 
     def test_refuses_a_folder_of_something_else(self, run):
         run.write_text(run.path / "thesis.tex", "")

@@ -139,9 +139,17 @@ def _train(
 ) -> None:
     from anykd.experiment import load_recipe, run
 
+    if resume and recipe is None and out is None:
+        raise AnykdError("--resume does not say which run", hint="give its folder: --out DIR")
     loaded = load_recipe(recipe, flags, overrides or [], resume_from=out if resume else None)
     result = run(loaded, out, resume=resume)
-    typer.echo(f"top-1 {result.top1:.2f} %  {result.path}")
+    _print_once(f"top-1 {result.top1:.2f} %  {result.path}")
+
+
+def _print_once(text: str) -> None:
+    """Print a result; under torchrun on the first rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text)
 
 
 @app.command()
@@ -155,7 +163,7 @@ def evaluate(
     from anykd.experiment import evaluate_model
 
     found = evaluate_model(model, data, image_size=image_size, overrides=overrides or [])
-    typer.echo(
+    _print_once(
         f"top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  "
         f"loss {found.loss:.4f}  {found.num_samples} images"
     )

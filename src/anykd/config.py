@@ -16,7 +16,7 @@ class FrozenConfig(BaseModel):
 
 
 def recipe_error(
-    error: ValidationError, *, table: str, known: Iterable[str], source: str = ""
+    error: ValidationError, *, table: str, known: Iterable[str], depth: int = 1, source: str = ""
 ) -> RecipeError:
     """Put the first of pydantic's complaints into one line.
 
@@ -24,10 +24,12 @@ def recipe_error(
         error: What pydantic raised for a table of settings.
         table: Name of that table; empty at the top of a recipe.
         known: Keys that the table has.
+        depth: How many parts of the error's place are keys; behind them stand the branches of a
+            union of types, which mean nothing to a user.
         source: The file that was read, or empty.
     """
     first = error.errors()[0]
-    path = ".".join(str(part) for part in (table, *first["loc"]) if str(part))
+    path = ".".join(str(part) for part in (table, *first["loc"][:depth]) if str(part))
     where = f"{source}: " if source else ""
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])

@@ -65,15 +65,12 @@ def _finished(name: str, path: Path, overrides: list[str]) -> dict[str, Any]:
     """Train a demo recipe, unless that has been done, and return its numbers."""
     directory = RunDir(path)
     recipe = load_recipe(_recipes() / f"{name}.toml", {}, overrides)
-    started = directory.recipe.is_file()
-    if started and directory.recipe.read_text() != recipe.to_toml():
+    if directory.recipe.is_file() and directory.recipe.read_text() != recipe.to_toml():
         raise CheckpointError(
             f"{path} holds a run of another recipe", hint="remove it, or give another --out"
         )
     if directory.finished:
         return directory.read_summary()
-    if started and not directory.last.is_file():
-        directory.clear()  # interrupted before its first checkpoint
     return run(recipe, path, resume=directory.last.is_file()).summary
 
 

@@ -92,8 +92,12 @@ class Recipe(FrozenConfig):
         try:
             return cls(**values)
         except ValidationError as error:
+            location = error.errors()[0]["loc"]
+            field = cls.model_fields.get(str(location[0]))
+            table = None if field is None else _table_of(field.annotation)
+            known = (table or cls).model_fields
             raise recipe_error(
-                error, table="", known=_known_keys(cls, error.errors()[0]["loc"]), source=source
+                error, table="", known=known, depth=2 if table else 1, source=source
             ) from None
 
     def to_toml(self) -> str:
@@ -116,17 +120,6 @@ def _complete_method(table: Any, source: str) -> dict[str, Any]:
             error, table="method", known=config.model_fields, source=source
         ) from None
     return {"name": name} | filled.model_dump(mode="json")
-
-
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table in which an error lies."""
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        inner = _table_of(field.annotation) if field is not None else None
-        if inner is None:
-            break
-        model = inner
-    return list(model.model_fields)
 
 
 def _table_of(annotation: Any) -> type[BaseModel] | None:

@@ -82,6 +82,8 @@ class RunDir:
             raise CheckpointError(
                 f"{self.path} holds a finished run", hint="give another folder: --out DIR"
             )
+        if self.recipe.is_file() and not self.last.is_file():
+            return  # it ended before its first checkpoint: there is nothing to lose
         if self.recipe.is_file():
             raise CheckpointError(
                 f"{self.path} holds an unfinished run",
@@ -105,10 +107,6 @@ class RunDir:
                 f"{self.path} has no checkpoint to resume from",
                 hint="start it without --resume",
             )
-
-    def clear(self) -> None:
-        """Remove the folder of a run that has come to nothing."""
-        shutil.rmtree(self.path)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write one of the run's text files whole."""

@@ -26,7 +26,8 @@ class TestOpenData:
 
     def test_the_seed_decides_which_images_are_kept(self):
         first, other = (
-            open_data(DataConfig(source="synthetic:4x20", limit=20, split_seed=seed)) for seed in (0, 1)
+            open_data(DataConfig(source="synthetic:4x20", limit=20, split_seed=seed))
+            for seed in (0, 1)
         )
         assert images_of(first.train) != images_of(other.train)
 

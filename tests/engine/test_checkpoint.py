@@ -25,7 +25,7 @@ class TestCheckpoint:
         path = tmp_path / "last.pt"
         save_checkpoint(path, {"a": torch.randn(100)})
         path.write_bytes(path.read_bytes()[:200])
-        with pytest.raises(CheckpointError, match="last.pt cannot be read") as caught:
+        with pytest.raises(CheckpointError, match=r"last\.pt cannot be read") as caught:
             load_checkpoint(path)
         assert "\n" not in str(caught.value)
         assert caught.value.hint

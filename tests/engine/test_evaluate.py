@@ -27,6 +27,7 @@ class TestEvaluate:
     @pytest.mark.parametrize("size", [1, 4, 11])
     def test_equals_numpy_whatever_the_batches(self, images, size):
         labels = torch.arange(11) % 7
+        labels[:5] = classify(images[:5]).argmax(dim=1)  # right more often than by chance
         scores = 2 * images.flatten(1)[:, :7].double().numpy()
         truth = labels.numpy()
         order = np.argsort(-scores, axis=1)

@@ -11,13 +11,14 @@ from anykd.data.bundled import SyntheticReader
 from anykd.engine import Listener, Trainer, load_checkpoint, save_checkpoint
 from anykd.engine.trainer import train_epoch
 from anykd.errors import DataError
+from anykd.methods import Method
 from anykd.types import Batch, StepOutput
 from tests.engine.tiny import RandomLoader, cnn, config, method, trainer, vit
 
 CPU = torch.device("cpu")
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     """The process is taken away."""
 
 
@@ -195,9 +196,10 @@ class TestTrainer:
     def test_changes_nothing_but_rounding_by_the_layout_of_memory(self):
         losses, layouts = [], []
         for channels_last in (True, False):
-            running = trainer(method("kd", cnn(), vit(seed=1)), channels_last=channels_last)
+            student = cnn()
+            running = trainer(method("kd", student, vit(seed=1)), channels_last=channels_last)
             losses.append([line["loss"] for line in fit(running)])
-            weight = running.module.student.model.layer4[0].conv1.weight
+            weight = student.model.layer4[0].conv1.weight
             layouts.append(weight.is_contiguous(memory_format=torch.channels_last))
         assert layouts == [True, False]
         assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -228,11 +230,11 @@ class TestState:
     def test_goes_on_bit_for_bit_from_a_checkpoint(self, pair, tmp_path):
         def stop(running: Trainer) -> None:
             if running.epochs_done == 1:
-                raise Interruption
+                raise InterruptionError
 
         straight, first, second = pair(), pair(), pair()
         fit(straight)
-        with pytest.raises(Interruption):
+        with pytest.raises(InterruptionError):
             first.fit(Listener(epoch=stop))
         save_checkpoint(tmp_path / "last.pt", first.state_dict())
         with torch.no_grad():  # nothing but the checkpoint may decide what follows
@@ -253,7 +255,7 @@ class TestState:
     def test_holds_nothing_of_the_teacher(self, pair):
         running = pair()
         fit(running)
-        assert isinstance(running.module, nn.Module)
+        assert isinstance(running.module, Method)
         if running.module._teacher is None:
             pytest.skip("control has no teacher")
         saved = list(tensors(running.state_dict()))

@@ -10,8 +10,8 @@ from anykd.methods import Method, build_method
 from anykd.models import FrozenTeacher, StagedModel, create_staged
 from anykd.types import Batch
 
-VIT = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
-CNN = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}
+VIT: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+CNN: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}
 
 
 def vit(seed: int = 0, **options: Any) -> StagedModel:
@@ -42,8 +42,14 @@ def method(name: str, student: StagedModel, teacher: StagedModel | None = None) 
 
 
 def config(**options: Any) -> TrainConfig:
-    defaults = {"epochs": 2, "batch_size": 8, "precision": "float32", "log_every": 1}
-    return TrainConfig(**(defaults | {"warmup_epochs": 0} | options))
+    defaults: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 8,
+        "precision": "float32",
+        "log_every": 1,
+        "warmup_epochs": 0,
+    }
+    return TrainConfig(**(defaults | options))
 
 
 def trainer(method: Method, *, seed: int = 0, **options: Any) -> Trainer:

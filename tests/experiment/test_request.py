@@ -78,10 +78,6 @@ class TestLoadRecipe:
         with pytest.raises(RecipeError, match=r"recipe\.toml: data\.limitt is no setting"):
             load_recipe(path, {}, [])
 
-    @pytest.mark.xfail(
-        reason="a table that is no table meets a flag: TypeError, a traceback for the user",
-        raises=(TypeError, AttributeError),
-    )
     @pytest.mark.parametrize("line", ["train = 5", 'data = "digits"'])
     def test_a_table_that_is_none_is_told_also_with_flags(self, tmp_path, line):
         path = tmp_path / "recipe.toml"

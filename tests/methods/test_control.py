@@ -29,6 +29,10 @@ class TestControl:
         assert {id(p) for p in method.parameters()} == {id(p) for p in method.student.parameters()}
         assert method.companions() == {}
 
+    def test_without_task_weight_has_nothing_to_train_and_is_refused(self):
+        with pytest.raises(RecipeError, match="task_weight"):
+            build_method("control", small("cnn"), task_weight=0)(random_batch()).loss.backward()
+
 
 class TestBuildMethod:
     @pytest.mark.parametrize(("given", "meant"), [("fbtt", "fbt"), ("controll", "control")])

@@ -143,7 +143,7 @@ class TestBranches:
         for branch in method.branches:
             assert isinstance(branch, MapBranch)
             assert (branch.classifier.bias == 0).all()
-            assert branch.classifier.weight.std() < 0.03
+            assert branch.classifier.weight.std().item() == pytest.approx(0.02, rel=0.3)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """OFA's branches: sizes by hand, order of their layers, first weights, and odd grids."""
 
+import itertools
+
 import pytest
 import torch
 from timm.models.vision_transformer import Block
@@ -39,8 +41,7 @@ class TestMapBranch:
     def test_has_the_number_of_parameters_that_one_counts_by_hand(self, stage):
         widths = [RESNET18[stage] * 2**i for i in range(4 - stage)] + [768]
         blocks = sum(
-            9 * a + a * a + 2 * a + 9 * a + a * b + 2 * b
-            for a, b in zip(widths, widths[1:], strict=False)
+            9 * a + a * a + 2 * a + 9 * a + a * b + 2 * b for a, b in itertools.pairwise(widths)
         )
         assert num_parameters(map_branch(stage)) == blocks + 768 * 100 + 100
 
@@ -53,7 +54,12 @@ class TestMapBranch:
         assert [
             (c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0], c.groups)
             for c in convolutions
-        ] == [(256, 256, 3, 2, 256), (256, 256, 1, 1, 1), (256, 256, 3, 1, 256), (256, 768, 1, 1, 1)]
+        ] == [
+            (256, 256, 3, 2, 256),
+            (256, 256, 1, 1, 1),
+            (256, 256, 3, 1, 256),
+            (256, 768, 1, 1, 1),
+        ]
         assert all(c.bias is None for c in convolutions)
 
     def test_of_stage_4_is_one_matrix_pool_and_classifier(self):
@@ -128,7 +134,7 @@ class TestTokenBranch:
         for block in blocks:
             assert isinstance(block, Block)
             assert block.attn.num_heads == 4
-            assert block.attn.qkv.bias is None
+            assert block.attn.get_submodule("qkv").bias is None
 
     def test_the_class_token_passes_the_merging_and_is_what_is_scored(self):
         branch = token_branch(3, (24, 14, 14), width=24)

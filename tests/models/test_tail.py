@@ -40,7 +40,7 @@ def assert_tail_is_the_models_own(staged: StagedModel) -> None:
         assert (actual - expected).abs().max() <= 1e-5 * max(1, expected.abs().max().item())
 
 
-@pytest.fixture(scope="module", params=SMALLEST.values(), ids=SMALLEST)
+@pytest.fixture(scope="module", params=SMALLEST.values(), ids=list(SMALLEST))
 def name(request) -> str:
     return request.param
 
@@ -124,13 +124,7 @@ class TestRefusals:
         ("name", "image_size"),
         [
             ("eva02_tiny_patch14_224", 56),
-            pytest.param(
-                "xcit_nano_12_p16_224",
-                64,
-                marks=pytest.mark.xfail(
-                    raises=AttributeError, reason="prefix_tokens reads pos_embed.shape of a module"
-                ),
-            ),
+            ("xcit_nano_12_p16_224", 64),
         ],
     )
     def test_the_methods_that_are_said_to_need_no_tail_are_all_that_do(self, name, image_size):

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils import ModelEmaV3, distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,6 +21,7 @@ from .precision import autocast, choose_dtype
 __all__ = ["Listener", "TrainLoader", "Trainer", "train_epoch"]
 
 
+@runtime_checkable
 class TrainLoader(Protocol):
     """Where batches come from: any object with these two."""
 
@@ -128,8 +129,16 @@ class Trainer:
         """Train until the last epoch."""
         while self.epochs_done < self.config.epochs:
             self._train_epoch(listener)
+            self._agree_on_batch_statistics()
             self.epochs_done += 1
             listener.epoch(self)
+
+    def _agree_on_batch_statistics(self) -> None:
+        """Average the running statistics of batch norms, which each rank has of its own share."""
+        if world_size() > 1:
+            distribute_bn(self.module, world_size(), reduce=True)
+            if self.ema is not None:
+                distribute_bn(self.ema.module, world_size(), reduce=True)
 
     def _train_epoch(self, listener: Listener) -> None:
         epoch, steps = self.epochs_done, self.loader.steps_per_epoch

@@ -70,9 +70,12 @@ def load_recipe(
 
     Raises:
         RecipeError: If something is wrong or missing.
+        CheckpointError: If ``resume_from`` holds nothing to continue.
     """
-    if path is None and resume_from is not None and RunDir(resume_from).recipe.is_file():
-        path = RunDir(resume_from).recipe
+    if path is None and resume_from is not None:
+        directory = RunDir(resume_from)
+        directory.require_unfinished()
+        path = directory.recipe
     values = read_toml(path) if path is not None else {}
     for key, value in flags.items():
         if value is not None:
@@ -89,6 +92,10 @@ def _with_flag(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     if not name:
         return values | {table: value}
     old = values.get(table, {})
+    if not isinstance(old, dict):
+        raise RecipeError(
+            f"{table} is no table, got {old!r}", hint=f"write [{table}] above its keys"
+        )
     if name == "name" and old.get("name") != value:
         old = {}  # another model or method does not take over the first one's options
     return values | {table: old | {name: value}}

@@ -13,6 +13,7 @@ from torch import nn
 from anykd.distributed import rank
 from anykd.engine import Listener, Trainer, launched, load_checkpoint, save_checkpoint
 from anykd.environment import describe_environment
+from anykd.errors import CheckpointError
 from anykd.models import save_model
 from anykd.progress import Progress
 from anykd.recipe import Recipe
@@ -80,6 +81,7 @@ class _Run:
         recipe = self.parts.recipe
         if self.is_first:
             self.directory.path.mkdir(parents=True, exist_ok=True)
+            self.directory.metrics.unlink(missing_ok=True)  # of a run that came to nothing
             self.directory.write_text(self.directory.recipe, recipe.to_toml())
             environment = describe_environment(self.parts.device)
             self.directory.write_json(self.directory.environment, environment)
@@ -88,7 +90,13 @@ class _Run:
 
     def resume(self) -> Result:
         state = load_checkpoint(self.directory.last)
-        self.parts.trainer.load_state_dict(state["trainer"])
+        try:
+            self.parts.trainer.load_state_dict(state["trainer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.directory.path} is not of this recipe",
+                hint="resume with the run's own recipe: give --resume and --out alone",
+            ) from error
         self.history = History(**state["history"])
         if self.is_first:
             self.directory.keep_metrics(epochs=self.parts.trainer.epochs_done)

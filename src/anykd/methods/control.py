@@ -2,6 +2,8 @@
 
 from typing import ClassVar, final
 
+from pydantic import PositiveFloat
+
 from anykd.types import Batch, StepOutput
 
 from .base import Method, MethodConfig
@@ -18,6 +20,9 @@ class Control(Method):
 
     class Config(MethodConfig):
         """Hyper-parameters of the control arm."""
+
+        task_weight: PositiveFloat = 1.0
+        """Factor on the cross-entropy with the labels, of which control has nothing beside."""
 
     config: Config
     needs_teacher: ClassVar[bool] = False

@@ -39,7 +39,8 @@ class _Link(nn.Module):
 
     def __init__(self, receiver_width: int, provider_width: int, config: "FBT.Config") -> None:
         super().__init__()
-        needed = config.heads == "always" or receiver_width != provider_width
+        differ = config.heads == "always" or receiver_width != provider_width
+        needed = differ and config.info_nce_weight > 0
         self.head = nn.Linear(receiver_width, provider_width) if needed else nn.Identity()
         self.config = config
 
@@ -165,9 +166,13 @@ class FBT(Method):
             width = tail.shapes[2][0]
             self.classifier = nn.Linear(width, student.num_classes)
         initialise(self.l2g)
+        # DistributedDataParallel waits for every trainable parameter, so what nothing trains is
+        # frozen: all of the fusion in ablation C, its classifier where scores are not compared.
         if config.teacher_fusion_weight == 0 and config.detach_fusion:
-            # Ablation C: nothing would train it, and DDP waits for every trainable parameter.
             self.l2g.requires_grad_(False)
+        reaches_scores = config.ofa_weight and self.l2g.norm.weight.requires_grad
+        if self.classifier is not None and not reaches_scores:
+            self.classifier.requires_grad_(False)
         return width
 
     def forward(self, batch: Batch) -> StepOutput:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from anykd.errors import ModelError
@@ -83,6 +84,7 @@ class StagedModel(nn.Module):
 
     def _probe(self) -> None:
         """Learn taps, shapes, widths and how the head splits from one random image."""
+        _require_whole_patches(self)
         self.taps: tuple[int, ...] = ()
         self._final_is_stage_4 = False
         self._split_head = True
@@ -234,7 +236,10 @@ class StagedModel(nn.Module):
         prefix = torch.cat([t.detach() for t in tokens], dim=1)
         position = getattr(self.model, "pos_embed", None)
         _, height, width = self.shapes[2]
-        if position is not None and position.shape[1] == self.num_prefix_tokens + height * width:
+        if (
+            isinstance(position, Tensor)
+            and position.shape[1] == self.num_prefix_tokens + height * width
+        ):
             prefix = prefix + position.detach()[:, : self.num_prefix_tokens]
         return prefix
 
@@ -272,6 +277,19 @@ def _shape(stage: Tensor) -> tuple[int, int, int]:
 
 def _both(size: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _require_whole_patches(staged: StagedModel) -> None:
+    """Refuse a size whose last pixels a patch embedding would drop in silence."""
+    for part in staged.model.modules():
+        if isinstance(part, PatchEmbed) and not part.dynamic_img_pad:
+            patch = tuple(int(side) for side in part.patch_size)
+            if any(size % p for size, p in zip(staged.image_size, patch, strict=True)):
+                raise ModelError(
+                    f"{staged.name} cuts patches of {patch[0]} x {patch[1]} px, which do not fill "
+                    f"images of {staged.image_size[0]} x {staged.image_size[1]} px",
+                    hint="choose an image_size that patch_size divides, or another patch_size",
+                )
 
 
 def _require_timm(module: nn.Module) -> None:

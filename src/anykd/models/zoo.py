@@ -142,13 +142,19 @@ def _require_known(name: str) -> None:
                 f"{name} is no finished run: it has no student/config.json",
                 hint="give a run directory that `anykd train` or `anykd distill` has finished",
             )
+        folder = Path(name).parent
+        near = [str(path) for path in folder.iterdir()] if folder.is_dir() and "/" in name else []
         raise ModelError(
             f"no model is called {name!r}, and no run directory is there",
-            hint=nearest(architecture, timm.list_models()) or "`anykd models PATTERN` lists names",
+            hint=nearest(name, near) if near else _nearest_model(architecture),
         )
     if tag and not timm.is_model_pretrained(name):
         known = [n for n in timm.list_pretrained(f"{architecture}.*")]
         raise ModelError(f"{architecture} has no weights {tag!r}", hint=nearest(name, known))
+
+
+def _nearest_model(name: str) -> str:
+    return nearest(name, timm.list_models()) or "`anykd models PATTERN` lists names"
 
 
 def _create(
