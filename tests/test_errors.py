@@ -53,3 +53,7 @@ class TestNearest:
 
     def test_is_silent_where_none_is_near_and_they_are_many(self):
         assert nearest("zzz", (f"model{i}" for i in range(1000))) == ""
+
+
+def test_nothing_known_gives_no_hint():
+    assert nearest("resnet", []) == ""

@@ -65,4 +65,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     if close:
         return f"did you mean {', '.join(close)}?"
-    return f"known: {', '.join(choices)}" if len(choices) <= 40 else ""
+    return f"known: {', '.join(choices)}" if 0 < len(choices) <= 40 else ""

@@ -432,3 +432,16 @@ class TestAblation:
 def test_a_value_that_means_nothing_is_refused(option, value):
     with pytest.raises(RecipeError, match=rf"method.{option}: .*got {value!r}"):
         build(**{option: value})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ofa_weight": 0, "info_nce_weight": 0},
+        {"teacher_student_weight": 0, "teacher_fusion_weight": 0, "fusion_student_weight": 0},
+    ],
+    ids=str,
+)
+def test_a_config_that_transfers_nothing_is_refused(options):
+    with pytest.raises(RecipeError, match="use the method control"):
+        build(**options)

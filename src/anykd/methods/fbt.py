@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Float
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from anykd.distributed import gather_batch
@@ -122,6 +122,21 @@ class FBT(Method):
         """One τ for all three links, or one each."""
         heads: Literal["when_needed", "always"] = "when_needed"
         """Linear heads on the receivers' vectors where widths differ, or everywhere."""
+
+        @model_validator(mode="after")
+        def _something_is_transferred(self) -> "FBT.Config":
+            if not self.ofa_weight and not self.info_nce_weight:
+                raise ValueError(
+                    "ofa_weight and info_nce_weight are both 0: use the method control"
+                )
+            links = (
+                self.teacher_student_weight,
+                self.teacher_fusion_weight,
+                self.fusion_student_weight,
+            )
+            if not any(links):
+                raise ValueError("the weights of all three links are 0: use the method control")
+            return self
 
     config: Config
 

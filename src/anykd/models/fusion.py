@@ -91,13 +91,13 @@ class batch_statistics_kept:  # noqa: N801 - used as a function
 
     def __init__(self, modules: tuple[nn.Module, ...]) -> None:
         parts = [part for module in modules for part in module.modules()]
-        self.norms = [part for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-        self.momenta = [norm.momentum for norm in self.norms]
+        norms = [part for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        self.norms = [norm for norm in norms if norm.track_running_stats]
 
     def __enter__(self) -> None:
         for norm in self.norms:
-            norm.momentum = 0.0
+            norm.track_running_stats = False
 
     def __exit__(self, *error: object) -> None:
-        for norm, momentum in zip(self.norms, self.momenta, strict=True):
-            norm.momentum = momentum
+        for norm in self.norms:
+            norm.track_running_stats = True
