@@ -181,7 +181,7 @@ class TestBadInput:
         error, hint = refused(*distill(teacher="resnet18"))
         assert error.startswith("the pretrained weights of resnet18 could not be had: ")
         assert "network" in hint
-        assert "weights = " in hint
+        assert "weights=" in hint
         assert time.monotonic() - start < 20
 
     def test_missing_file_of_weights_is_told(self):

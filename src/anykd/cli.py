@@ -40,10 +40,11 @@ ImageSize = Annotated[int | None, typer.Option(help="Pixels that the models see.
 Seed = Annotated[int | None, typer.Option(help="Of every random choice but the data's split.")]
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         typer.echo(f"anykd {__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()

@@ -34,6 +34,11 @@ def recipe_error(
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
         return RecipeError(f"{where}{path} is no setting", hint=nearest(key, known))
+    if first["type"] == "model_type":
+        return RecipeError(
+            f"{where}{path} is no table, got {first.get('input')!r}",
+            hint=f"set one of its keys, such as --set {path}.KEY=VALUE",
+        )
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = first.get("input")

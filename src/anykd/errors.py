@@ -43,19 +43,19 @@ class DataError(AnykdError, ValueError):
 
 
 class CheckpointError(AnykdError):
-    """A run directory or a checkpoint is missing, in use, or broken."""
+    """A run directory or a checkpoint is missing, not the right one, or broken."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], *, or_list: bool = True) -> str:
     """Say which known names are closest to a misspelt one.
 
     Args:
         name: What was given.
         known: What would do.
+        or_list: Whether to list the known names, up to 40, where none is near.
 
     Returns:
-        A hint such as ``did you mean kd, dkd?``; the known names where none is near and they are
-        few; otherwise an empty string.
+        A hint such as ``did you mean kd, dkd?``, or an empty string.
 
     Example:
         >>> nearest("fbtt", ["kd", "ofa", "fbt"])
@@ -65,4 +65,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     if close:
         return f"did you mean {', '.join(close)}?"
-    return f"known: {', '.join(choices)}" if 0 < len(choices) <= 40 else ""
+    few = or_list and 0 < len(choices) <= 40
+    return f"known: {', '.join(choices)}" if few else ""

@@ -108,7 +108,11 @@ class Recipe(FrozenConfig):
 def _complete_method(table: Any, source: str) -> dict[str, Any]:
     """A ``[method]`` table with every field of the method's config filled in."""
     where = f"{source}: " if source else ""
-    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+    if not isinstance(table, dict):
+        raise RecipeError(
+            f"{where}method is no table, got {table!r}", hint="such as --set method.name=ofa"
+        )
+    if not isinstance(table.get("name"), str):
         raise RecipeError(f"{where}[method] needs a name", hint='such as name = "ofa"')
     name = table["name"]
     config: type[MethodConfig] = method_class(name).Config
@@ -139,9 +143,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         folder = path.parent
         siblings = [p.name for p in folder.glob("*.toml")] if folder.is_dir() else []
-        raise RecipeError(
-            f"no recipe at {path}", hint=nearest(path.name, siblings) if siblings else ""
-        )
+        raise RecipeError(f"no recipe at {path}", hint=nearest(path.name, siblings, or_list=False))
     try:
         return tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -87,7 +87,7 @@ def missing_folder(path: Path) -> DataError:
     parent, name = path.absolute().parent, path.name
     while not parent.is_dir():
         parent, name = parent.parent, parent.name
-    hint = nearest(name, [folder.name for folder in subfolders(parent)])
+    hint = nearest(name, [folder.name for folder in subfolders(parent)], or_list=False)
     return DataError(f"folder {path} does not exist", hint and f"{hint} (in {parent})")
 
 

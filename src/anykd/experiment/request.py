@@ -14,9 +14,9 @@ __all__ = ["distill", "load_recipe"]
 
 def distill(
     *,
-    student: str,
+    student: str | Path | dict[str, Any],
     data: str | Path,
-    teacher: str | Path | None = None,
+    teacher: str | Path | dict[str, Any] | None = None,
     method: str = "ofa",
     out: str | Path | None = None,
     resume: bool = False,
@@ -27,7 +27,8 @@ def distill(
     ``distill(teacher="runs/teacher", student="resnet18", data="./my_images", method="fbt")``
 
     Args:
-        student: A timm architecture, ``hf-hub:NAME`` or a run directory.
+        student: A timm architecture, ``hf-hub:NAME`` or a run directory; or the whole table, such
+            as ``{"name": "resnet18", "pretrained": True}``.
         data: A data spec, such as ``digits``, ``cifar100:ROOT`` or a folder of class folders.
         teacher: Like ``student``, with weights; the method ``control`` needs none.
         method: Name of a method.
@@ -40,17 +41,21 @@ def distill(
         AnykdError: If something given does not fit; the message says what would do.
     """
     values: dict[str, Any] = {
-        "student": {"name": student},
+        "student": _model_table(student),
         "data": {"source": str(data)},
         "method": {"name": method},
     }
     if teacher is not None:
-        values["teacher"] = {"name": str(teacher)}
+        values["teacher"] = _model_table(teacher)
     for name, value in options.items():
         table, _, key = find_key(name, method=method).partition(".")
         new = {key: value} if key else value
         values[table] = values.get(table, {}) | new if isinstance(new, dict) else new
     return run(Recipe.from_dict(values), out, resume=resume)
+
+
+def _model_table(model: str | Path | dict[str, Any]) -> dict[str, Any]:
+    return model if isinstance(model, dict) else {"name": str(model)}
 
 
 def load_recipe(

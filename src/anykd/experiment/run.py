@@ -89,14 +89,13 @@ class _Run:
         return self._train()
 
     def resume(self) -> Result:
-        state = load_checkpoint(self.directory.last)
-        try:
-            self.parts.trainer.load_state_dict(state["trainer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+        if self.directory.recipe.read_text() != self.parts.recipe.to_toml():
             raise CheckpointError(
-                f"the checkpoint in {self.directory.path} is not of this recipe",
-                hint="resume with the run's own recipe: give --resume and --out alone",
-            ) from error
+                f"{self.directory.path} is a run of another recipe than this one",
+                hint="resume it by --resume --out alone, or start a new run elsewhere",
+            )
+        state = load_checkpoint(self.directory.last)
+        self.parts.trainer.load_state_dict(state["trainer"])
         self.history = History(**state["history"])
         if self.is_first:
             self.directory.keep_metrics(epochs=self.parts.trainer.epochs_done)

@@ -11,7 +11,7 @@ from anykd.data import open_data
 from anykd.engine import Scores, choose_dtype, evaluate, launched
 from anykd.errors import RecipeError
 from anykd.methods import Classifier
-from anykd.models import FrozenTeacher, StagedModel
+from anykd.models import FrozenTeacher, StagedModel, require_known
 from anykd.recipe import Recipe, TeacherConfig, apply_overrides, read_toml
 from anykd.rundir import RunDir
 
@@ -26,8 +26,8 @@ def _logits(
     return model(images).logits
 
 
-def _score(parts: Parts, classify: Classifier) -> Scores:
-    loader = eval_loader(parts.data, parts.recipe, parts.image_size)
+def _score(parts: Parts, classify: Classifier, image_size: tuple[int, int]) -> Scores:
+    loader = eval_loader(parts.data, parts.recipe, image_size)
     return evaluate(classify, loader, device=parts.device, dtype=parts.dtype)
 
 
@@ -39,9 +39,12 @@ def kept_student(parts: Parts) -> StagedModel:
 
 def score_teacher(parts: Parts) -> dict[str, Any] | None:
     """Score the teacher, where there is one."""
-    if parts.teacher is None:
+    teacher = parts.teacher
+    if teacher is None:
         return None
-    return {"name": parts.teacher.name} | asdict(_score(parts, partial(_logits, parts.teacher)))
+    return {"name": teacher.name} | asdict(
+        _score(parts, partial(_logits, teacher), teacher.image_size)
+    )
 
 
 def score_run(parts: Parts) -> dict[str, Any]:
@@ -52,12 +55,13 @@ def score_run(parts: Parts) -> dict[str, Any]:
         kept; ``NAME_top1`` of each companion.
     """
     parts.method.eval()
-    kept = kept_student(parts)
-    found = asdict(_score(parts, partial(_logits, kept)))
+    # Each model is scored on images of its own size, as whoever uses it will load them.
+    kept, size = kept_student(parts), parts.student.image_size
+    found = asdict(_score(parts, partial(_logits, kept), size))
     if kept is not parts.student:
-        found["raw_top1"] = _score(parts, partial(_logits, parts.student)).top1
+        found["raw_top1"] = _score(parts, partial(_logits, parts.student), size).top1
     for name, classify in parts.method.companions().items():
-        found[f"{name}_top1"] = _score(parts, classify).top1
+        found[f"{name}_top1"] = _score(parts, classify, parts.image_size).top1
     return found
 
 
@@ -77,6 +81,7 @@ def evaluate_model(
     Raises:
         AnykdError: If model or data cannot be had, or they do not fit.
     """
+    require_known(name)
     path = RunDir(name).recipe
     values = read_toml(path) if path.is_file() else {"student": {"name": name}}
     if data is not None:

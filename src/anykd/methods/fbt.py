@@ -174,7 +174,9 @@ class FBT(Method):
         assert isinstance(tail, StagedModel)
         self.l2g = L2G(front.shapes[2], tail, attention=config.fusion != "patch_embed")
         if config.fusion == "full":
-            self._tail_modules = tail.tail_modules  # refused here, where the model has no tail
+            tail.require_tail()
+            # Not only stage 4: the head, too, may hold batch norms.
+            self._behind_l2g = (tail.model,)
             width = tail.width
         else:
             self.l2g.prefix = self.l2g.position = None
@@ -226,7 +228,7 @@ class FBT(Method):
             vector = stage.mean(dim=(2, 3))
             return _Knowledge(vector, self.classifier(vector))
         tail = self.teacher if self.student_first else self.student
-        with batch_statistics_kept(self._tail_modules):
+        with batch_statistics_kept(self._behind_l2g):
             fused = tail.tail(stage, prefix)
         return _Knowledge(fused.pooled, fused.logits)
 

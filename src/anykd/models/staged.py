@@ -184,12 +184,13 @@ class StagedModel(nn.Module):
     def has_tail(self) -> bool:
         """Whether stage 4 and the head can be run from a stage-3 map."""
         try:
-            self._require_tail()
+            self.require_tail()
         except ModelError:
             return False
         return True
 
-    def _require_tail(self) -> Tail:
+    def require_tail(self) -> Tail:
+        """Find the tail, or refuse a model that has none."""
         if self._tail is None:
             self._tail = find_tail(self)
         return self._tail
@@ -212,20 +213,26 @@ class StagedModel(nn.Module):
 
         Raises:
             ModelError: If this model's stage 4 cannot be run by itself, or prefix tokens are
-                missing.
+                missing
+                or too many, or the map has other channels.
         """
-        tail = self._require_tail()
-        if (prefix is None) != (self.num_prefix_tokens == 0):
+        tail = self.require_tail()
+        given = 0 if prefix is None else prefix.shape[1]
+        if given != self.num_prefix_tokens:
             raise ModelError(
-                f"the tail of {self.name} takes {self.num_prefix_tokens} prefix tokens, "
-                f"got {0 if prefix is None else prefix.shape[1]}"
+                f"the tail of {self.name} takes {self.num_prefix_tokens} prefix tokens, got {given}"
+            )
+        if stage3_map.shape[1] != self.shapes[2][0]:
+            raise ModelError(
+                f"the tail of {self.name} takes maps of {self.shapes[2][0]} channels, "
+                f"got {stage3_map.shape[1]}"
             )
         return self._features(tail.run(stage3_map, prefix), [], tail=True)
 
     @property
     def tail_modules(self) -> tuple[nn.Module, ...]:
         """The modules that the tail runs before the head."""
-        return self._require_tail().modules
+        return self.require_tail().modules
 
     def prefix_tokens(self) -> Float[Tensor, "1 tokens chan"] | None:
         """The model's own learnt prefix tokens with their positions, or None where it has none."""

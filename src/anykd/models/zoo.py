@@ -15,7 +15,7 @@ from anykd.errors import ModelError, nearest
 
 from .staged import StagedModel
 
-__all__ = ["create_staged", "model_names", "save_model", "swin_nano_patch4_window7_224"]
+__all__ = ["create_staged", "model_names", "require_known", "save_model"]
 
 
 # Built from swin_tiny with other numbers, so that a saved student names an architecture which timm
@@ -79,7 +79,7 @@ def create_staged(
         name, pretrained = f"local-dir:{folder / 'student'}", True
         image_size = image_size or _saved_image_size(folder)
     elif ":" not in name:
-        _require_known(name)
+        require_known(name)
     options = dict(timm_kwargs)
     if num_classes is not None:
         options["num_classes"] = num_classes
@@ -134,19 +134,28 @@ def _saved_image_size(folder: Path) -> tuple[int, int]:
     return height, width
 
 
-def _require_known(name: str) -> None:
+def require_known(name: str) -> None:
+    """Refuse a name that is neither a timm architecture nor a finished run.
+
+    Raises:
+        ModelError: With the nearest names.
+    """
+    if _is_run(Path(name)) or ":" in name:
+        return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         if Path(name).is_dir():
             raise ModelError(
                 f"{name} is no finished run: it has no student/config.json",
-                hint="give a run directory that `anykd train` or `anykd distill` has finished",
+                hint="give the folder above it"
+                if Path(name).name == "student"
+                else "give a run directory that `anykd train` or `anykd distill` has finished",
             )
         folder = Path(name).parent
         near = [str(path) for path in folder.iterdir()] if folder.is_dir() and "/" in name else []
         raise ModelError(
             f"no model is called {name!r}, and no run directory is there",
-            hint=nearest(name, near) if near else _nearest_model(architecture),
+            hint=nearest(name, near, or_list=False) if near else _nearest_model(architecture),
         )
     if tag and not timm.is_model_pretrained(name):
         known = [n for n in timm.list_pretrained(f"{architecture}.*")]
@@ -183,10 +192,10 @@ def _create(
 def _creation_error(
     name: str, image_size: int | tuple[int, int] | None, pretrained: bool, error: Exception
 ) -> ModelError:
-    if pretrained:
+    if pretrained or ":" in name:
         return ModelError(
             f"the pretrained weights of {name} could not be had: {_first_line(error)}",
-            hint="check the network, or give a file: weights = 'model.safetensors'",
+            hint="check the network, or give a file, such as --set teacher.weights=FILE",
         )
     return ModelError(f"{name} cannot be built for {_pixels(image_size)}: {_first_line(error)}")
 
@@ -194,7 +203,9 @@ def _creation_error(
 def _load_weights(module: nn.Module, path: Path) -> None:
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ModelError(f"no weights file at {path}", hint=nearest(path.name, siblings))
+        raise ModelError(
+            f"no weights file at {path}", hint=nearest(path.name, siblings, or_list=False)
+        )
     try:
         load_checkpoint(module, str(path))
     except Exception as error:
