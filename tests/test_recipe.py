@@ -62,8 +62,6 @@ class TestFromDict:
         ("table", "values", "path", "given"),
         [
             ("seed", -1, "seed", "-1"),
-            ("student", "resnet18", "student", "'resnet18'"),
-            ("train", 5, "train", "5"),
             ("train", {"epochs": 0}, "train.epochs", "0"),
             ("train", {"epochs": 1.5}, "train.epochs", "1.5"),
             ("train", {"peak_lr": "fast"}, "train.peak_lr", "'fast'"),
@@ -89,10 +87,16 @@ class TestFromDict:
     def test_wrong_value_of_several_types_is_told_with_its_key_alone(self, tables, path):
         assert str(refused(**tables)).startswith(f"{path}: ")
 
+    @pytest.mark.parametrize(
+        ("table", "value"), [("student", "resnet18"), ("train", 5), ("method", "kd")]
+    )
+    def test_a_table_that_is_none_is_told(self, table, value):
+        assert str(refused(**{table: value})) == f"{table} is no table, got {value!r}"
+
     def test_missing_name_of_a_model_is_told(self):
         assert str(refused(student={})) == "student.name: field required"
 
-    @pytest.mark.parametrize("table", ["kd", {}, {"temperature": 4}, {"name": 3}])
+    @pytest.mark.parametrize("table", [{}, {"temperature": 4}, {"name": 3}])
     def test_method_without_a_name_is_told(self, table):
         error = refused(method=table)
         assert str(error) == "[method] needs a name"
