@@ -256,6 +256,11 @@ class TestBadInput:
         assert error == "run is no finished run: it has no student/config.json"
         assert "anykd train" in hint
 
+    def test_evaluating_a_misspelt_model_names_what_is_nearest(self):
+        error, hint = refused("evaluate", "resnt18", "--data", DATA)
+        assert error == "no model is called 'resnt18', and no run directory is there"
+        assert "resnet18" in hint
+
     def test_evaluating_a_name_needs_data(self):
         error, hint = refused("evaluate", "resnet18")
         assert error == "no data is given"

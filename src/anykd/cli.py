@@ -199,9 +199,10 @@ def methods(
 
 def main() -> None:
     """Run the command line; an error that the user can mend is one line, a hint and status 2."""
-    # Idle OpenMP threads spin by default. Beside any other work on the same cores that made small
-    # models train 9 times slower (docs/log.md). It must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Idle OpenMP threads spin for long by default. Beside any other work on the same cores that
+    # made small models train 9 times slower, and a short spin costs nothing on idle ones
+    # (docs/log.md). It must be set before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except AnykdError as error:

@@ -104,6 +104,16 @@ class TestRefusals:
         with pytest.raises(ModelError, match="takes 1 prefix tokens, got 0"):
             staged.tail(torch.rand(2, *staged.shapes[2]))
 
+    def test_another_number_of_prefix_tokens_is_refused(self):
+        staged = create_staged("deit_tiny_distilled_patch16_224", num_classes=7, image_size=64)
+        with pytest.raises(ModelError, match="takes 2 prefix tokens, got 1"):
+            staged.tail(torch.rand(2, *staged.shapes[2]), torch.rand(2, 1, staged.width))
+
+    def test_a_map_of_other_channels_is_refused(self):
+        staged = create_staged("resnet18", num_classes=7, image_size=64)
+        with pytest.raises(ModelError, match="takes maps of 256 channels, got 128"):
+            staged.tail(torch.rand(2, 128, 4, 4))
+
     def test_prefix_tokens_that_the_model_lacks_are_refused(self):
         staged = create_staged("resnet18", num_classes=7, image_size=64)
         with pytest.raises(ModelError, match="takes 0 prefix tokens, got 1"):
