@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anykd.errors import ModelError
 from anykd.types import Features
 
+from .probe import evaluating, probe_images
 from .structure import BranchDesign, Kind, branch_design_of, kind_of, pick_taps
 from .tail import Tail, find_tail
 
@@ -88,7 +89,7 @@ class StagedModel(nn.Module):
         self.taps: tuple[int, ...] = ()
         self._final_is_stage_4 = False
         self._split_head = True
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model):
             images = probe_images(self.image_size, like=self.mean)
             final, levels = self.intermediates(images, indices=None)
             maps = [stage for stage, _ in levels]
@@ -254,27 +255,6 @@ class StagedModel(nn.Module):
         """Names of the parameters that the model keeps from weight decay."""
         names = self.model.no_weight_decay() if hasattr(self.model, "no_weight_decay") else ()
         return {f"model.{name}" for name in names}
-
-
-def probe_images(image_size: tuple[int, int], *, like: Tensor) -> Tensor:
-    """Two random images in [0, 1], the same every time, without touching the global generator."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, 3, *image_size, generator=generator).to(like)
-
-
-class _evaluating:  # noqa: N801 - used as a function
-    """Put a module in eval mode for a while, and every part of it back as it was."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.modes = [(part, part.training) for part in module.modules()]
-        self.module = module
-
-    def __enter__(self) -> None:
-        self.module.eval()
-
-    def __exit__(self, *error: object) -> None:
-        for part, training in self.modes:
-            part.training = training
 
 
 def _shape(stage: Tensor) -> tuple[int, int, int]:

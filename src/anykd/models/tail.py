@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from anykd.errors import ModelError
 
+from .probe import probe_images
+
 if TYPE_CHECKING:
     from .staged import StagedModel
 
@@ -68,8 +70,6 @@ def find_tail(staged: "StagedModel") -> Tail:
     Raises:
         ModelError: If no sequence of modules reproduces the model's final feature.
     """
-    from .staged import probe_images
-
     # Fresh weights hide mistakes: an affine norm of ones and zeros, or a layer scale of 1e-6, could
     # be left out unseen. So the proof is made on a copy with disturbed weights.
     copied = copy.deepcopy(staged).eval()
