@@ -113,8 +113,8 @@ class TestTorchrun:
     def test_counts_every_image_once(self, under_torchrun):
         path, _ = under_torchrun
         found = json.loads((path / "summary.json").read_text())
-        assert found["num_samples"] == found["teacher"]["num_samples"] == 9
-        for top1 in (found["top1"], found["fusion_top1"], found["teacher"]["top1"]):
+        assert found["num_samples"] == found["teachers"][0]["num_samples"] == 9
+        for top1 in (found["top1"], found["fusion_top1"], found["teachers"][0]["top1"]):
             assert top1 * 9 / 100 == pytest.approx(round(top1 * 9 / 100))
 
     def test_gives_a_student_that_scores_the_same_in_one_process(self, under_torchrun):

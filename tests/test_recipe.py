@@ -9,6 +9,15 @@ from anykd.methods import METHODS
 from anykd.recipe import Recipe, apply_overrides, find_key, read_toml
 
 LEAST: dict[str, Any] = {"student": {"name": "resnet18"}, "data": {"source": "digits"}}
+TWO_TEACHERS: list[dict[str, Any]] = [
+    {"name": "a"},
+    {"name": "b", "weight": 0.5, "image_size": 48, "options": {"patch_size": 16, "embed_dim": 24}},
+]
+THREE_METHODS: list[dict[str, Any]] = [
+    {"name": "ofa", "gamma": [1.0, 1.1, 1.2, 1.3, 1.4], "teachers": [1]},
+    {"name": "fitnet", "weight": 0.25, "kd_weight": 0},
+    {"name": "kd"},
+]
 
 
 def recipe(**tables: Any) -> Recipe:
@@ -28,13 +37,18 @@ class TestFromDict:
         assert found.seed == 0
         assert found.train.epochs == 100
         assert found.augment.preset == "cnn"
-        assert found.method == {"name": "control", "task_weight": 1.0}
-        assert found.teacher is None
+        assert found.methods == ({"name": "control", "task_weight": 1.0},)
+        assert found.teachers == ()
 
     @pytest.mark.parametrize("name", METHODS)
     def test_fills_the_fields_of_the_method_in(self, name):
-        fields = recipe(method={"name": name}).method
-        assert set(fields) == {"name", *METHODS[name].Config.model_fields}
+        (fields,) = recipe(method={"name": name}).methods
+        # What has no value yet is taken from the data, and not written.
+        assert set(fields) | {"num_samples"} == {
+            "name",
+            "num_samples",
+            *METHODS[name].Config.model_fields,
+        }
 
     def test_leaves_the_values_it_was_given_alone(self):
         values = LEAST | {"method": {"name": "ofa"}}
@@ -116,6 +130,94 @@ class TestFromDict:
             Recipe.from_dict(LEAST | {"train": {"epoch": 1}}, source="my.toml")
 
 
+class TestSeveral:
+    def test_tables_are_kept_in_their_order(self):
+        found = recipe(teacher=TWO_TEACHERS, method=THREE_METHODS)
+        assert [teacher.name for teacher in found.teachers] == ["a", "b"]
+        assert [table.name for table in found.method_tables] == ["ofa", "fitnet", "kd"]
+        assert found.method_name == "ofa+fitnet+kd"
+
+    def test_a_list_of_one_table_is_that_table(self):
+        one = recipe(teacher={"name": "a"}, method={"name": "kd"})
+        assert recipe(teacher=[{"name": "a"}], method=[{"name": "kd"}]) == one
+
+    def test_weights_are_1_and_all_teachers_teach_unless_told(self):
+        found = recipe(teacher=TWO_TEACHERS, method=THREE_METHODS)
+        assert [teacher.weight for teacher in found.teachers] == [1, 0.5]
+        assert [table.place.weight for table in found.method_tables] == [1, 0.25, 1]
+        learns = [[table.teaches(n) for n in (1, 2)] for table in found.method_tables]
+        assert learns == [[True, False], [True, True], [True, True]]
+
+    def test_a_task_weight_given_once_is_that_of_all(self):
+        tables = [{"name": "ofa"}, {"name": "kd", "task_weight": 0.5}]
+        assert [table["task_weight"] for table in recipe(method=tables).methods] == [0.5, 0.5]
+
+    def test_task_weights_that_differ_are_refused(self):
+        tables = [{"name": "ofa", "task_weight": 1}, {"name": "kd", "task_weight": 0}]
+        error = refused(method=tables)
+        assert "share one task term, but their task_weight are 0.0 and 1.0" in str(error)
+        assert error.hint == "give it once, or the same to all"
+
+    @pytest.mark.parametrize(
+        ("table", "second", "message"),
+        [
+            ("method", {"name": "kd", "temperture": 1}, "method.2.temperture is no setting"),
+            ("method", {"name": "kd", "temperature": 0}, "method.2.temperature: input should"),
+            ("method", {"name": "kd", "weight": -1}, "method.2.weight: input should"),
+            ("method", {"name": "kd", "teachers": [0]}, "method.2.teachers: input should"),
+            ("method", {"name": "kd", "teachers": []}, "method.2.teachers: tuple should have"),
+            ("method", {"temperature": 1}, "[method.2] needs a name"),
+            ("method", "kd", "method.2 is no table, got 'kd'"),
+            ("teacher", {"name": "b", "wieght": 1}, "teacher.2.wieght is no setting"),
+            ("teacher", {"name": "b", "weight": -1}, "teacher.2.weight: input should"),
+            ("teacher", {"weight": 1}, "teacher.2.name: field required"),
+            ("teacher", "b", "teacher.2 is no table, got 'b'"),
+        ],
+    )
+    def test_errors_name_the_file_and_which_table(self, table, second, message):
+        values = LEAST | {table: [{"name": "kd"}, second]}
+        with pytest.raises(RecipeError) as caught:
+            Recipe.from_dict(values, source="my.toml")
+        assert str(caught.value).startswith(f"my.toml: {message}")
+
+    @pytest.mark.parametrize(
+        ("table", "second", "near"),
+        [
+            ("method", {"name": "kd", "temperture": 1}, "temperature"),
+            ("method", {"name": "kd", "wieght": 1}, "weight"),
+            ("teacher", {"name": "b", "wieght": 1}, "weight"),
+        ],
+    )
+    def test_unknown_keys_are_told_what_is_nearest(self, table, second, near):
+        assert near in refused(**{table: [{"name": "kd"}, second]}).hint
+
+    @pytest.mark.parametrize("weight", [-1, "much"])
+    def test_the_weight_of_one_teacher_is_told_without_a_number(self, weight):
+        message = str(refused(teacher={"name": "a", "weight": weight}))
+        assert message.startswith("teacher.weight: ")
+
+    def test_no_method_is_refused(self):
+        error = refused(method=[])
+        assert str(error) == "no method is given"
+        assert error.hint == 'such as [method] with name = "ofa"'
+
+    def test_no_teacher_is_none(self):
+        assert recipe(teacher=[]) == recipe()
+
+    @pytest.mark.parametrize(
+        "method",
+        [
+            [{"name": "kd"}, {"name": "control"}],
+            {"name": "control", "weight": 0.5},
+            {"name": "control", "teachers": [1]},
+        ],
+    )
+    def test_control_stands_by_itself(self, method):
+        error = refused(method=method)
+        assert str(error).startswith("control learns from labels alone: it stands by itself")
+        assert "task_weight" in error.hint
+
+
 class TestToToml:
     @pytest.mark.parametrize("name", METHODS)
     def test_is_read_as_the_same_recipe(self, name):
@@ -140,6 +242,33 @@ class TestToToml:
         again = Recipe.from_dict(tomllib.loads(written.to_toml()))
         assert again == written
         assert again.to_toml() == written.to_toml()
+
+    @pytest.mark.parametrize(
+        "tables",
+        [
+            {"teacher": TWO_TEACHERS},
+            {"method": THREE_METHODS},
+            {"teacher": TWO_TEACHERS, "method": THREE_METHODS},
+            {"teacher": {"name": "a", "weight": 0.5}, "method": {"name": "kd", "weight": 0.5}},
+            {"teacher": {"name": "a"}, "method": [{"name": "crd", "teachers": [1]}] * 2},
+            {"data": {"source": "images", "labels": False}, "method": {"name": "rsd"}},
+        ],
+    )
+    def test_keeps_several_tables_and_their_weights(self, tables):
+        written = recipe(**tables)
+        again = Recipe.from_dict(tomllib.loads(written.to_toml()))
+        assert again == written
+        assert again.to_toml() == written.to_toml()
+        assert again.method_tables == written.method_tables
+
+    def test_writes_one_table_as_one(self):
+        text = recipe(teacher=[{"name": "a"}], method=[{"name": "kd"}]).to_toml()
+        assert "\n[teacher]\n" in text
+        assert "\n[method]\n" in text
+
+    def test_leaves_out_what_one_method_has_no_use_for(self):
+        values = tomllib.loads(recipe(teacher={"name": "a"}, method={"name": "kd"}).to_toml())
+        assert not {"weight", "teachers"} & set(values["method"])
 
 
 class TestReadToml:
@@ -204,6 +333,47 @@ class TestOverrides:
         with pytest.raises(RecipeError, match=r"--set 'seed\.x=1': seed is no table"):
             apply_overrides({"seed": 1}, ["seed.x=1"])
 
+    def test_into_one_of_several_tables_count_from_1(self):
+        values = {"method": [{"name": "ofa"}, {"name": "kd"}], "teacher": [{"name": "a"}, {}]}
+        changed = apply_overrides(
+            values,
+            ["method.2.weight=0.1", "method.1.gamma=2", "teacher.2.options.depth=4"],
+        )
+        assert changed == {
+            "method": [{"name": "ofa", "gamma": 2}, {"name": "kd", "weight": 0.1}],
+            "teacher": [{"name": "a"}, {"options": {"depth": 4}}],
+        }
+        assert values == {
+            "method": [{"name": "ofa"}, {"name": "kd"}],
+            "teacher": [{"name": "a"}, {}],
+        }
+
+    def test_replace_several_tables_by_a_list_of_others(self):
+        values = {"method": [{"name": "ofa"}, {"name": "kd"}]}
+        assert apply_overrides(values, ["method=[{name='rsd'}]"]) == {"method": [{"name": "rsd"}]}
+
+    @pytest.mark.parametrize(
+        ("override", "advice"),
+        [
+            ("method.weight=1", "method.1.weight"),
+            ("method.options.depth=1", "method.1.depth"),
+            ("method.0.weight=1", "method.1.weight"),
+            ("method.3.weight=1", "method.1.weight"),
+            ("method.-1.weight=1", "method.1.weight"),
+            ("method.2=kd", "method.1.name"),
+        ],
+    )
+    def test_into_several_tables_must_say_which(self, override, advice):
+        with pytest.raises(RecipeError) as caught:
+            apply_overrides({"method": [{"name": "ofa"}, {"name": "kd"}]}, [override])
+        assert str(caught.value) == f"--set {override!r}: there are 2 [[method]] tables"
+        assert caught.value.hint == f"say which one, such as {advice}"
+
+    @pytest.mark.parametrize("override", ["depths.1=3", "depths.1.x=3", "empty.1.x=3"])
+    def test_into_a_list_of_no_tables_are_refused(self, override):
+        with pytest.raises(RecipeError, match="is no table"):
+            apply_overrides({"depths": [2, 2], "empty": []}, [override])
+
 
 class TestFindKey:
     @pytest.mark.parametrize(
@@ -235,3 +405,15 @@ class TestFindKey:
     def test_no_setting_has_two_meanings(self, name):
         for key in METHODS[name].Config.model_fields:
             assert find_key(key, method=name) == f"method.{key}"
+
+    @pytest.mark.parametrize(
+        ("name", "path"),
+        [("seed", "seed"), ("epochs", "train.epochs"), ("labels", "data.labels")],
+    )
+    def test_finds_what_no_method_has_also_beside_several_methods(self, name, path):
+        assert find_key(name, method=None) == path
+
+    @pytest.mark.parametrize("name", ["gamma", "temperature", "task_weight"])
+    def test_does_not_guess_which_of_several_methods_is_meant(self, name):
+        with pytest.raises(RecipeError, match=f"no setting is called '{name}'"):
+            find_key(name, method=None)

@@ -36,7 +36,7 @@ def collect(name: str, runs: list[Path]) -> None:
 
 def table(entries: list[dict[str, Any]]) -> str:
     """A line for each method: mean ± standard deviation over seeds, and the gain over control."""
-    teacher = next(entry["teacher"] for entry in entries if entry["teacher"])
+    teacher = next(entry["teachers"][0] for entry in entries if entry["teachers"])
     by_method = defaultdict(dict)
     for entry in entries:
         by_method[entry["method"]][entry["seed"]] = entry

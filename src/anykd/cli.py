@@ -144,7 +144,14 @@ def _train(
         raise AnykdError("--resume does not say which run", hint="give its folder: --out DIR")
     loaded = load_recipe(recipe, flags, overrides or [], resume_from=out if resume else None)
     result = run(loaded, out, resume=resume)
-    _print_once(f"top-1 {result.top1:.2f} %  {result.path}")
+    found = result.summary
+    if "top1" in found:
+        said = f"top-1 {found['top1']:.2f} %"
+    elif "agreement" in found:
+        said = f"agreement with the teacher {found['agreement']:.2f} %"
+    else:
+        said = "trained, and not scored: there is nothing to score it by"
+    _print_once(f"{said}  {result.path}")
 
 
 def _print_once(text: str) -> None:

@@ -67,9 +67,9 @@ class Progress:
         if not often and done < self._epochs:
             return
         self._last_line = now
-        names = [name for name in scores if name.endswith("top1")]
+        names = [name for name in scores if name.endswith(("top1", "agreement"))]
         found = ", ".join(f"{_label(name)} {scores[name]:.2f} %" for name in names)
-        self.say(f"epoch {done}/{self._epochs}: {found}")
+        self.say(f"epoch {done}/{self._epochs}: {found or 'done'}")
 
 
 def _label(name: str) -> str:

@@ -5,13 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from anykd.config import FrozenConfig, recipe_error
 from anykd.data import AugmentConfig, DataConfig
 from anykd.engine import TrainConfig
 from anykd.errors import RecipeError, nearest
-from anykd.methods import MethodConfig, method_class
+from anykd.methods import MethodTable, complete_tables, method_class, read_tables
 
 __all__ = ["ModelConfig", "Recipe", "TeacherConfig", "apply_overrides", "find_key", "read_toml"]
 
@@ -44,6 +51,8 @@ class TeacherConfig(FrozenConfig):
     """Pixels that this model sees; None takes the recipe's, or a run directory's own."""
     weights: str | None = None
     """Take the weights of this file instead of those that belong to the name."""
+    weight: NonNegativeFloat = 1.0
+    """Factor on the terms that learn from this teacher."""
 
 
 class Recipe(FrozenConfig):
@@ -55,10 +64,12 @@ class Recipe(FrozenConfig):
     """Pixels that the models see; None takes each model's own."""
     student: ModelConfig
     """The model that is trained."""
-    teacher: TeacherConfig | None = None
-    """The model that teaches; none for the control arm and for ``anykd train``."""
-    method: dict[str, Any] = Field(default_factory=lambda: {"name": "control"})
-    """``name`` of a method, and the fields of its ``Config``."""
+    teachers: tuple[TeacherConfig, ...] = Field(default=(), alias="teacher")
+    """``[teacher]`` or several ``[[teacher]]``: the models that teach; none for the control arm and
+    for ``anykd train``."""
+    methods: tuple[dict[str, Any], ...] = Field(alias="method")
+    """``[method]`` or several ``[[method]]``: ``name``, the fields of its ``Config``, and where
+    there are several also ``weight`` and ``teachers``."""
     data: DataConfig
     """What is learnt from."""
     augment: AugmentConfig = AugmentConfig()
@@ -67,14 +78,14 @@ class Recipe(FrozenConfig):
     """How long, how fast and in which precision to train."""
 
     @property
-    def method_name(self) -> str:
-        """Which method."""
-        return self.method["name"]
+    def method_tables(self) -> tuple[MethodTable, ...]:
+        """The methods, checked."""
+        return read_tables(self.methods)
 
     @property
-    def method_options(self) -> dict[str, Any]:
-        """The fields of its ``Config``."""
-        return {key: value for key, value in self.method.items() if key != "name"}
+    def method_name(self) -> str:
+        """Which method, or which several, such as ``ofa+fitnet``."""
+        return "+".join(table["name"] for table in self.methods)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "") -> "Recipe":
@@ -88,42 +99,50 @@ class Recipe(FrozenConfig):
             RecipeError: If a key is unknown, a value does not fit, or something is missing.
         """
         values = dict(values)
-        values["method"] = _complete_method(values.get("method", {"name": "control"}), source)
+        methods = _tables(values.get("method", {"name": "control"}))
+        values["method"] = complete_tables(read_tables(methods, source=source))
+        values["teacher"] = _read_teachers(_tables(values.get("teacher") or []), source)
         try:
             return cls(**values)
         except ValidationError as error:
             location = error.errors()[0]["loc"]
             field = cls.model_fields.get(str(location[0]))
             table = None if field is None else _table_of(field.annotation)
-            known = (table or cls).model_fields
+            known = _keys() if table is None else table.model_fields
             raise recipe_error(
                 error, table="", known=known, depth=2 if table else 1, source=source
             ) from None
 
     def to_toml(self) -> str:
         """Write the recipe as TOML; reading it gives the same recipe."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        values = self.model_dump(mode="json", exclude_none=True, by_alias=True)
+        for key in ("teacher", "method"):
+            tables = values.pop(key)
+            if tables:
+                values[key] = tables if len(tables) > 1 else tables[0]
+        return tomli_w.dumps(values)
 
 
-def _complete_method(table: Any, source: str) -> dict[str, Any]:
-    """A ``[method]`` table with every field of the method's config filled in."""
-    where = f"{source}: " if source else ""
-    if not isinstance(table, dict):
-        raise RecipeError(
-            f"{where}method is no table, got {table!r}", hint="such as --set method.name=ofa"
-        )
-    if not isinstance(table.get("name"), str):
-        raise RecipeError(f"{where}[method] needs a name", hint='such as name = "ofa"')
-    name = table["name"]
-    config: type[MethodConfig] = method_class(name).Config
-    options = {key: value for key, value in table.items() if key != "name"}
-    try:
-        filled = config(**options)
-    except ValidationError as error:
-        raise recipe_error(
-            error, table="method", known=config.model_fields, source=source
-        ) from None
-    return {"name": name} | filled.model_dump(mode="json")
+def _keys() -> list[str]:
+    """The tables and keys of a recipe, as they are written."""
+    return [field.alias or key for key, field in Recipe.model_fields.items()]
+
+
+def _tables(value: Any) -> list[Any]:
+    """``[table]`` is one, ``[[table]]`` are several."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _read_teachers(tables: list[Any], source: str) -> tuple[TeacherConfig, ...]:
+    teachers = []
+    for number, table in enumerate(tables, start=1):
+        path = "teacher" if len(tables) == 1 else f"teacher.{number}"
+        try:
+            teachers.append(TeacherConfig.model_validate(table))
+        except ValidationError as error:
+            known = TeacherConfig.model_fields
+            raise recipe_error(error, table=path, known=known, source=source) from None
+    return tuple(teachers)
 
 
 def _table_of(annotation: Any) -> type[BaseModel] | None:
@@ -173,9 +192,25 @@ def _replaced(table: dict[str, Any], path: list[str], value: Any, override: str)
     if not rest:
         return table | {key: value}
     inner = table.get(key, {})
+    if isinstance(inner, list) and inner and all(isinstance(part, dict) for part in inner):
+        return table | {key: _replaced_in_list(inner, key, rest, value, override)}
     if not isinstance(inner, dict):
         raise RecipeError(f"--set {override!r}: {key} is no table")
     return table | {key: _replaced(inner, rest, value, override)}
+
+
+def _replaced_in_list(
+    tables: list[Any], key: str, path: list[str], value: Any, override: str
+) -> list[Any]:
+    """Replace a value in one of several tables, which are counted from 1."""
+    number, *rest = path
+    if not number.isdigit() or not 1 <= int(number) <= len(tables) or not rest:
+        raise RecipeError(
+            f"--set {override!r}: there are {len(tables)} [[{key}]] tables",
+            hint=f"say which one, such as {key}.1.{'name' if path[-1].isdigit() else path[-1]}",
+        )
+    changed = _replaced(tables[int(number) - 1], rest, value, override)
+    return [*tables[: int(number) - 1], changed, *tables[int(number) :]]
 
 
 def _parse_value(text: str) -> Any:
@@ -186,12 +221,12 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def find_key(name: str, *, method: str) -> str:
+def find_key(name: str, *, method: str | None) -> str:
     """Find the table that a short name such as ``epochs`` belongs to.
 
     Args:
         name: A key of the recipe, of one of its tables, or of the method's config.
-        method: Whose config counts.
+        method: Whose config counts; None where there are several methods.
 
     Returns:
         The dotted path, such as ``train.epochs``.
@@ -199,14 +234,15 @@ def find_key(name: str, *, method: str) -> str:
     Raises:
         RecipeError: If no table has such a key, or several have.
     """
-    if name in Recipe.model_fields:
+    if name in _keys():
         return name
     tables: dict[str, type[BaseModel]] = {
         "train": TrainConfig,
         "data": DataConfig,
         "augment": AugmentConfig,
-        "method": method_class(method).Config,
     }
+    if method is not None:
+        tables["method"] = method_class(method).Config
     found = [f"{table}.{name}" for table, config in tables.items() if name in config.model_fields]
     if len(found) == 1:
         return found[0]

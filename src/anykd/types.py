@@ -4,12 +4,19 @@ Axis names used in shape annotations: batch, classes, chan, height, width, token
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Batch", "Features", "StepOutput"]
+__all__ = ["Batch", "Features", "Stage", "StepOutput", "Terms"]
+
+Stage = Literal[1, 2, 3, 4]
+"""A stage of a model as people count: 1 (early) to 4 (late)."""
+
+Terms = dict[str, Float[Tensor, ""]]
+"""Weighted terms of a loss, by name."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class StepOutput:
     """
 
     logits: Float[Tensor, "batch classes"]
-    terms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    terms: Terms = field(default_factory=dict)
 
     @property
     def loss(self) -> Float[Tensor, ""]:

@@ -47,6 +47,36 @@ class TestOpenData:
         assert images_of(whole.val) == images_of(limited.val)
 
 
+class TestWithoutLabels:
+    @pytest.mark.parametrize("source", ["digits", "synthetic:4x10"])
+    def test_the_images_are_divided_as_with_labels(self, source):
+        labelled, unlabelled = (
+            open_data(DataConfig(source=source, limit=30, labels=labels))
+            for labels in (True, False)
+        )
+        assert images_of(unlabelled.train) == images_of(labelled.train)
+        assert images_of(unlabelled.val) == images_of(labelled.val)
+
+    @pytest.mark.parametrize("source", ["digits", "synthetic:4x10"])
+    def test_only_the_images_to_evaluate_on_keep_their_labels(self, source):
+        labelled, unlabelled = (
+            open_data(DataConfig(source=source, labels=labels)) for labels in (True, False)
+        )
+        train, val = unlabelled.train, unlabelled.val
+        assert train.labels is None
+        assert [train[i].label for i in range(5)] == [None] * 5
+        assert [train[i].index for i in range(5)] == list(range(5))
+        assert val.labels == labelled.val.labels
+        assert [val[i].label for i in range(5)] == val.labels[:5]
+        assert unlabelled.class_names == labelled.class_names
+
+    def test_images_in_memory_are_still_in_memory(self):
+        for limit in (None, 10):
+            splits = open_data(DataConfig(source="digits", limit=limit, labels=False))
+            assert splits.train.in_memory
+            assert splits.val.in_memory
+
+
 class TestUnknownSpecs:
     @pytest.mark.parametrize(
         ("spec", "meant"),

@@ -1,16 +1,29 @@
 import gc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anykd.data import DataConfig, DataSplits, open_data
+from anykd.data import DataConfig, DataSplits, Reader, open_data
 from anykd.errors import DataError
 
 
 def open_path(path) -> DataSplits:
     return open_data(DataConfig(source=str(path), val_fraction=0.25))
+
+
+def open_unlabelled(path, **options) -> DataSplits:
+    return open_data(DataConfig(source=str(path), val_fraction=0.25, labels=False, **options))
+
+
+def images_of(reader: Reader) -> list[bytes]:
+    return sorted(reader[i].image.tobytes() for i in range(len(reader)))
+
+
+def read_all(root: Path) -> list[bytes]:
+    return sorted(Image.open(path).tobytes() for path in root.rglob("*.png"))
 
 
 class TestLayout:
@@ -96,6 +109,98 @@ class TestMisfits:
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(DataError, match=r"cat/0\.png cannot be read as an image"):
             open_path(root).train[0]
+
+
+class TestWithoutLabels:
+    def test_a_flat_folder_gives_every_image_to_one_of_two_parts(self, tmp_path, write_images):
+        root = write_images(flat=8) / "flat"
+        splits = open_unlabelled(root)
+        assert (len(splits.train), len(splits.val)) == (6, 2)
+        assert sorted(images_of(splits.train) + images_of(splits.val)) == read_all(root)
+        assert splits.name == "flat"
+
+    def test_nested_folders_give_every_image_at_any_depth(self, write_images):
+        write_images(".", cat=3, dog=2)
+        root = write_images("more/of/them", cat=3)
+        (root / ".hidden").mkdir()
+        (root / "cat" / "0.png").rename(root / "top.PNG")
+        (root / "dog" / "0.png").rename(root / ".hidden" / "0.png")
+        (root / "notes.txt").write_text("no image")
+        splits = open_unlabelled(root)
+        assert len(splits.train) + len(splits.val) == 7
+
+    def test_class_folders_are_no_classes(self, write_images):
+        splits = open_unlabelled(write_images(cat=4, dog=4))
+        assert (splits.class_names, splits.num_classes) == ((), 0)
+        assert splits.train.labels is None
+        assert splits.val.labels is None
+        assert (len(splits.train), len(splits.val)) == (6, 2)
+
+    def test_samples_have_no_label_and_count_from_0(self, write_images):
+        splits = open_unlabelled(write_images(flat=8))
+        for reader in (splits.train, splits.val):
+            samples = [reader[i] for i in range(len(reader))]
+            assert [sample.label for sample in samples] == [None] * len(reader)
+            assert [sample.index for sample in samples] == list(range(len(reader)))
+            assert not reader.in_memory
+
+    @pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
+    def test_labelled_images_to_evaluate_on_keep_their_classes(self, write_images, val):
+        write_images("train", all=5)
+        splits = open_unlabelled(write_images(val, cat=1, dog=2))
+        assert splits.class_names == ("cat", "dog")
+        assert (len(splits.train), splits.train.labels) == (5, None)
+        assert splits.val.labels == [0, 1, 1]
+        assert [splits.val[i].label for i in range(3)] == [0, 1, 1]
+
+    def test_train_folders_need_not_be_the_classes_of_val(self, write_images):
+        write_images("train", monday=2, tuesday=3)
+        splits = open_unlabelled(write_images("val", cat=1, dog=2))
+        assert splits.class_names == ("cat", "dog")
+        assert len(splits.train) == 5
+
+    @pytest.mark.parametrize("folder", ["val", "val/from_camera"])
+    def test_images_to_evaluate_on_may_have_no_labels_either(self, write_images, folder):
+        root = write_images("train", all=5)
+        write_images(Path(folder).parent, **{Path(folder).name: 3})
+        splits = open_unlabelled(root)
+        assert (splits.class_names, splits.val.labels) == ((), None)
+        assert images_of(splits.train) == read_all(root / "train")
+        assert images_of(splits.val) == read_all(root / "val")
+
+    def test_train_alone_is_divided(self, write_images):
+        write_images("train", all=8)
+        splits = open_unlabelled(write_images(other=3))
+        assert (len(splits.train), len(splits.val)) == (6, 2)
+
+    @pytest.mark.parametrize("empty", [".", "train", "val"])
+    def test_a_folder_without_images_is_named(self, write_images, tmp_path, empty):
+        if empty != ".":
+            write_images("train", all=0 if empty == "train" else 4)
+            (tmp_path / "val").mkdir()
+        with pytest.raises(DataError, match=r"holds no images$") as caught:
+            open_unlabelled(tmp_path)
+        assert str(caught.value) == f"{tmp_path / empty} holds no images"
+        assert ".jpg" in caught.value.hint
+
+    def test_one_image_is_too_few_to_hold_some_out(self, write_images):
+        with pytest.raises(DataError, match="too few to hold some out"):
+            open_unlabelled(write_images(flat=1))
+
+    def test_the_limit_and_the_fraction_count_all_images_as_one_group(self, write_images):
+        root = write_images(cat=12, dog=4)
+        whole, limited = (open_unlabelled(root, limit=limit) for limit in (None, 5))
+        assert (len(whole.train), len(whole.val)) == (12, 4)
+        assert len(limited.train) == 5
+        assert images_of(limited.val) == images_of(whole.val)
+        assert set(images_of(limited.train)) < set(images_of(whole.train))
+        other = open_unlabelled(root, split_seed=1)
+        assert images_of(other.val) != images_of(whole.val)
+
+    def test_the_way_out_is_told_where_labels_are_missing(self, write_images):
+        with pytest.raises(DataError) as caught:
+            open_path(write_images(flat=4))
+        assert "images without labels take data.labels = false" in caught.value.hint
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from anykd.data import AugmentConfig, DataConfig, EvalLoader, Reader, TrainLoader, open_data
 from anykd.data.bundled import SyntheticReader
 from anykd.data.loaders import choose_workers
-from anykd.data.reader import ArrayReader
+from anykd.data.reader import ArrayReader, UnlabelledReader
 from anykd.errors import DataError, RecipeError
 from anykd.types import Batch
 
@@ -285,6 +285,65 @@ class TestLabels:
         ]
         assert any(share > 0.97 for share in moved)
         assert any(share < 0.9 for share in moved)
+
+
+class TestWithoutLabels:
+    @pytest.mark.parametrize("num_classes", [0, 4])
+    @pytest.mark.parametrize(
+        "augment",
+        [
+            {"preset": "cnn"},
+            {"preset": "none", "mixup": 0.8},
+            {"preset": "none", "cutmix": 1.0},
+            {"preset": "none", "erasing": 1.0},
+            {"preset": "vit"},
+        ],
+        ids=lambda augment: "-".join(augment) + augment["preset"],
+    )
+    def test_batches_are_the_same_but_for_the_labels(self, augment, num_classes):
+        options = {"augment": AugmentConfig.model_validate(augment), "label_smoothing": 0.1}
+        labelled = train_loader(**options).batches(1)
+        unlabelled = train_loader(UnlabelledReader(READER), num_classes=num_classes, **options)
+        for with_labels, without in zip(labelled, unlabelled.batches(1), strict=True):
+            assert without.labels is None
+            assert torch.equal(without.images, with_labels.images)
+            assert without.indices is not None
+            assert without.indices.tolist() == parts(with_labels)[2].tolist()
+
+    def test_worker_processes_give_the_same_batches(self):
+        alone, helped = (
+            list(
+                train_loader(
+                    UnlabelledReader(READER),
+                    num_classes=0,
+                    augment=AugmentConfig(preset="vit"),
+                    workers=workers,
+                ).batches(0)
+            )
+            for workers in (0, 2)
+        )
+        assert len(alone) == len(helped) == 6
+        for one, other in zip(alone, helped, strict=True):
+            assert one.labels is other.labels is None
+            assert torch.equal(one.images, other.images)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_images_to_evaluate_on_are_the_same_but_for_the_labels(self, workers):
+        labelled = eval_loader()
+        unlabelled = eval_loader(UnlabelledReader(READER), num_classes=0, workers=workers)
+        for with_labels, without in zip(labelled, unlabelled, strict=True):
+            assert without.labels is None
+            assert torch.equal(without.images, with_labels.images)
+            assert without.indices is not None
+            assert without.indices.tolist() == parts(with_labels)[2].tolist()
+
+    @pytest.mark.parametrize(("in_memory", "expected"), [(True, 0), (False, 4)])
+    def test_workers_are_chosen_as_for_the_same_images_with_labels(
+        self, monkeypatch, in_memory, expected
+    ):
+        monkeypatch.setattr(SyntheticReader, "in_memory", in_memory)
+        monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(4)))
+        assert choose_workers(None, UnlabelledReader(READER)) == expected
 
 
 class TestEvalLoader:

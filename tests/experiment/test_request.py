@@ -59,7 +59,9 @@ class TestLoadRecipe:
         assert load_recipe(path, {"student.name": "resnet18"}, []).student.options
 
     def test_another_method_does_not_take_over_the_fields_of_the_first(self, path):
-        assert load_recipe(path, {"method.name": "kd"}, []).method_options == {
+        (method,) = load_recipe(path, {"method.name": "kd"}, []).methods
+        assert method == {
+            "name": "kd",
             "task_weight": 1.0,
             "temperature": 1.0,
             "kd_weight": 1.0,

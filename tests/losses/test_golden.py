@@ -7,11 +7,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from anykd.losses import info_nce_loss, kd_loss, ofa_loss
+from anykd.losses import (
+    correlation_loss,
+    crd_loss,
+    dist_loss,
+    dkd_loss,
+    hint_loss,
+    info_nce_loss,
+    kd_loss,
+    ofa_loss,
+    rkd_angle_loss,
+    rkd_distance_loss,
+    rsd_loss,
+)
 from tests.golden import make
 
 FOLDER = Path(make.__file__).parent
-LOSSES = {"kd": kd_loss, "ofa": ofa_loss, "info_nce": info_nce_loss}
+LOSSES = {
+    "kd": kd_loss,
+    "ofa": ofa_loss,
+    "info_nce": info_nce_loss,
+    "dkd": dkd_loss,
+    "dist": dist_loss,
+    "hint": hint_loss,
+    "rsd": rsd_loss,
+    # It takes scores of pairs: the first class stands in for the positive, the rest of the student
+    # has no gradient.
+    "crd": lambda student, teacher, **options: crd_loss(student[:, 0], teacher, **options),
+    "correlation": correlation_loss,
+    "rkd_distance": rkd_distance_loss,
+    "rkd_angle": rkd_angle_loss,
+}
 CASES = [
     pytest.param(name, content, case, id=f"{name}-{'-'.join(map(str, case['options'].values()))}")
     for name in LOSSES

@@ -3,17 +3,23 @@
 import copy
 import functools
 import zlib
+from typing import Any
 
 import torch
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import Tensor
 
+from anykd.methods import METHODS, Method, build_method
 from anykd.models import FrozenTeacher, StagedModel, create_staged
 from anykd.types import Batch
 from tests.models.moved import move_weights
 
 NUM_CLASSES = 5
 SIZE = 32
+NUM_SAMPLES = 64
+
+# What a method cannot know by itself or would be slow with, for every config that has the field.
+SMALL_NUMBERS: dict[str, Any] = {"num_samples": NUM_SAMPLES, "num_negatives": 32}
 
 FAMILIES = {
     "cnn": ("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 12, 16, 24)}),
@@ -59,13 +65,15 @@ def _resmlp(num_classes: int, image_size: int) -> MlpMixer:
 
 @functools.cache
 def _original(family: str, num_classes: int, image_size: int) -> StagedModel:
-    if family == "mlp":
-        staged = StagedModel(_resmlp(num_classes, image_size), image_size=image_size)
+    # The same weights in every process, whichever test asks first.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if family == "mlp":
+            staged = StagedModel(_resmlp(num_classes, image_size), image_size=image_size)
+        else:
+            name, options = FAMILIES[family]
+            staged = create_staged(name, num_classes=num_classes, image_size=image_size, **options)
         assert staged.has_tail
-        return staged
-    name, options = FAMILIES[family]
-    staged = create_staged(name, num_classes=num_classes, image_size=image_size, **options)
-    assert staged.has_tail
     return staged
 
 
@@ -82,10 +90,24 @@ def small_pair(student: str, teacher: str) -> tuple[StagedModel, FrozenTeacher]:
     return small(student, 1), FrozenTeacher(small(teacher, 2))
 
 
+def small_options(name: str) -> dict[str, Any]:
+    """The small numbers that a method has a field for."""
+    fields = METHODS[name].Config.model_fields
+    return {key: value for key, value in SMALL_NUMBERS.items() if key in fields}
+
+
+def build_small(
+    name: str, student: StagedModel, teacher: FrozenTeacher | None, **options: Any
+) -> Method:
+    """A method of any name, for 64 training images."""
+    return build_method(name, student, teacher, **small_options(name) | options)
+
+
 def random_batch(count: int = 4, image_size: int = SIZE, num_classes: int = NUM_CLASSES) -> Batch:
-    """Random images with label distributions such as mixup makes."""
+    """Random images with label distributions such as mixup makes, each another image of 64."""
     images = torch.rand(count, 3, image_size, image_size)
-    return Batch(images, (2 * torch.randn(count, num_classes)).softmax(dim=1))
+    labels = (2 * torch.randn(count, num_classes)).softmax(dim=1)
+    return Batch(images, labels, torch.randperm(NUM_SAMPLES)[:count])
 
 
 def fingerprint(state: dict[str, Tensor]) -> dict[str, int]:

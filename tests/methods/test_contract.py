@@ -1,19 +1,51 @@
 """What every method promises, for every pair of families."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from anykd.distributed import rank, world_size
 from anykd.engine.config import TrainConfig
 from anykd.engine.optim import build_optimizer
-from anykd.errors import DataError
-from anykd.methods import METHODS, Method, build_method
-from anykd.models import FrozenTeacher
+from anykd.errors import DataError, RecipeError
+from anykd.methods import METHODS, Method, build_methods, read_tables
+from anykd.models import FrozenTeacher, StagedModel
 from anykd.types import Batch
-from tests.methods.small import PAIRS, fingerprint, random_batch, small, small_pair
+from tests.methods.small import (
+    PAIRS,
+    build_small,
+    fingerprint,
+    random_batch,
+    small,
+    small_options,
+    small_pair,
+)
+from tests.ranks import run_on_ranks
+
+TAUGHT = [name for name, cls in METHODS.items() if cls.needs_teacher]
+
+
+def accepted(names: list[str], *variants: dict[str, Any]) -> list[Any]:
+    """Every method with each of the options that it has and that make sense for it."""
+    found = []
+    for name in names:
+        config = METHODS[name].Config
+        for options in variants:
+            if options.keys() <= config.model_fields.keys():
+                try:
+                    config(**options)
+                except ValueError:
+                    continue
+                shown = "-".join([name, *(f"{key}={value}" for key, value in options.items())])
+                found.append(pytest.param(name, options, id=shown))
+    return found
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -29,16 +61,22 @@ def name(request) -> str:
 
 @pytest.fixture
 def method(name, pair) -> Method:
-    return build_method(name, *small_pair(*pair))
+    return build_small(name, *small_pair(*pair))
+
+
+def step(method: Method, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, Tensor]:
+    """Train one step and give its terms."""
+    optimizer.zero_grad()
+    output = method.train()(batch)
+    output.loss.backward()
+    optimizer.step()
+    return output.terms
 
 
 def train(method: Method, steps: int = 3) -> None:
-    method.train()
     optimizer = build_optimizer(method, TrainConfig(optimizer="sgd", peak_lr=0.01))
     for _ in range(steps):
-        optimizer.zero_grad()
-        method(random_batch()).loss.backward()
-        optimizer.step()
+        step(method, optimizer, random_batch())
 
 
 class TestEveryPair:
@@ -75,10 +113,10 @@ class TestEveryPair:
 
     def test_saved_state_gives_the_same_loss_in_a_fresh_method(self, name, pair):
         teacher = FrozenTeacher(small(pair[1], 2))
-        method = build_method(name, small(pair[0], 1), teacher)
+        method = build_small(name, small(pair[0], 1), teacher)
         train(method)
         torch.manual_seed(5)
-        fresh = build_method(name, small(pair[0], 3), teacher)
+        fresh = build_small(name, small(pair[0], 3), teacher)
         batch = random_batch()
         with torch.no_grad():
             expected = method.eval()(batch).terms
@@ -123,7 +161,7 @@ class TestEveryMethod:
     def test_task_weight_scales_the_cross_entropy_with_the_distributions(self, name, method):
         batch = random_batch()
         assert batch.labels is not None
-        heavy = build_method(name, method.student, method._teacher, task_weight=2.5).eval()
+        heavy = build_small(name, method.student, method._teacher, task_weight=2.5).eval()
         with torch.no_grad():
             log_p = method.eval()(batch).logits.log_softmax(dim=1)
             expected = -(batch.labels * log_p).sum(1).mean()
@@ -132,11 +170,11 @@ class TestEveryMethod:
 
     def test_a_teacher_of_another_image_size_is_taken(self, name):
         teacher = FrozenTeacher(small("vit", 2, image_size=48))
-        method = build_method(name, small("cnn", 1), teacher)
+        method = build_small(name, small("cnn", 1), teacher)
         assert method(random_batch()).loss.isfinite()
 
     def test_a_distilled_student_is_taught(self, name):
-        method = build_method(name, *small_pair("distilled", "cnn"))
+        method = build_small(name, *small_pair("distilled", "cnn"))
         method.train()(random_batch()).loss.backward()
         assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
@@ -152,7 +190,7 @@ class TestEveryMethod:
         ],
     )
     def test_what_the_student_keeps_from_weight_decay_is_kept_from_it(self, name, family, names):
-        method = build_method(name, *small_pair(family, "cnn"))
+        method = build_small(name, *small_pair(family, "cnn"))
         optimizer = build_optimizer(method, TrainConfig(weight_decay=0.05))
         free = {
             id(p)
@@ -174,17 +212,283 @@ class TestEveryMethod:
         assert sorted(held) == sorted(id(p) for p in method.parameters() if p.requires_grad)
 
 
+class TestResuming:
+    @pytest.fixture
+    def pair(self) -> tuple[str, str]:
+        return "cnn", "vit"
+
+    def test_goes_on_as_if_nothing_had_happened(self, name, pair):
+        teacher = FrozenTeacher(small(pair[1], 2))
+        torch.manual_seed(3)
+        method = build_small(name, small(pair[0], 1), teacher)
+        resumed = build_small(name, small(pair[0], 3), teacher)
+        config = TrainConfig(peak_lr=0.01)
+        optimizers = [build_optimizer(each, config) for each in (method, resumed)]
+        batches = [random_batch() for _ in range(4)]
+        for batch in batches[:2]:
+            step(method, optimizers[0], batch)
+        resumed.load_state_dict(copy.deepcopy(method.state_dict()))
+        optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+        for batch in batches[2:]:
+            expected = step(method, optimizers[0], batch)
+            actual = step(resumed, optimizers[1], batch)
+            assert actual.keys() == expected.keys()
+            assert all(torch.equal(actual[key], expected[key]) for key in expected)
+        assert fingerprint(resumed.state_dict()) == fingerprint(method.state_dict())
+
+
+@torch.no_grad()
+def make_sure_of_itself(model: StagedModel, gap: float = 1000.0) -> None:
+    """Scale a model's classifier until its largest and smallest score are a gap apart."""
+    images = random_batch().images
+    logits = model.eval()(images).logits
+    for parameter in model.model.get_classifier().parameters():
+        parameter.mul_(gap / (logits.amax(1) - logits.amin(1)).min())
+    logits = model(images).logits
+    assert (logits.amax(1) - logits.amin(1)).min() > 0.99 * gap
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sure", ["student", "teacher", "both"])
+@pytest.mark.parametrize("name", METHODS)
+def test_loss_and_gradient_are_finite_at_gaps_of_1000_between_scores(name, sure, precision):
+    student, teacher = small_pair("cnn", "vit")
+    for party, model in (("student", student), ("teacher", teacher.model)):
+        if sure in (party, "both"):
+            make_sure_of_itself(model)
+    method = build_small(name, student, teacher).train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        loss = method(random_batch()).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+
+
+class TestTeacherOfOtherClasses:
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        accepted(TAUGHT, {}, {"kd_weight": 0}, {"ofa_weight": 0}, {"task_weight": 0}),
+    )
+    def test_is_refused_exactly_where_class_scores_are_compared(self, name, options):
+        student, teacher = small("vit", 1), FrozenTeacher(small("cnn", 2, num_classes=9))
+        if METHODS[name].Config(**options).reads_logits:
+            with pytest.raises(RecipeError, match=r"knows 9 classes, the student .* 5"):
+                build_small(name, student, teacher, **options)
+        else:
+            method = build_small(name, student, teacher, **options)
+            assert_trains(method, random_batch())
+            assert method.companions() == {}
+
+    def test_teaches_by_the_methods_that_compare_features(self):
+        reads = {name for name in TAUGHT if METHODS[name].Config().reads_logits}
+        assert {"kd", "dkd", "dist", "ofa", "fbt", "fitnet"} <= reads
+        assert not {"cc", "rkd", "crd", "rsd"} & reads
+
+
+def assert_trains(method: Method, batch: Batch) -> None:
+    """Every gradient is finite, and that of the student's first layers is not zero."""
+    loss = method.train()(batch).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
+    first = next(method.student.parameters()).grad
+    assert first is not None
+    assert first.abs().sum() > 0
+
+
+class TestWithoutLabels:
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        accepted(
+            [*METHODS],
+            {"task_weight": 0},
+            {"task_weight": 0, "gamma": 1.4},
+            {"task_weight": 0, "form": "paper"},
+            {"task_weight": 0, "ofa_weight": 0, "gamma": 1.4},
+            {"task_weight": 0, "kd_weight": 0, "stages": (2, 3)},
+        ),
+    )
+    def test_trains_or_asks_for_them_just_as_needs_labels_says(self, name, options):
+        method = build_small(name, *small_pair("cnn", "vit"), **options)
+        images, _, indices = vars(random_batch()).values()
+        if method.needs_labels:
+            with pytest.raises(DataError, match=rf"^{type(method).__name__} needs labels and"):
+                method(Batch(images, None, indices))
+        else:
+            assert "task" not in method(Batch(images, None, indices)).terms
+            assert_trains(method, Batch(images, None, indices))
+
+    def test_most_methods_train(self):
+        options = [(name, cls.Config) for name, cls in METHODS.items() if name != "control"]
+        asking = {name for name, config in options if config(task_weight=0).needs_labels}
+        assert asking == {"dkd"}
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_no_method_trains_by_default(self, name):
+        assert METHODS[name].Config().needs_labels
+
+
+COMBINED = [
+    {"name": "fbt", "teachers": [1]},
+    {"name": "crd", "weight": 0.5, **small_options("crd")},
+    {"name": "rsd", "teachers": [2]},
+]
+
+
+def build_any(name: str, student: StagedModel, teachers: list[FrozenTeacher]) -> Method:
+    """A method with the first teacher, or a combination of three with both."""
+    if name == "combination":
+        tables = read_tables(COMBINED)
+        return build_methods(tables, student, [(teacher, 1.0) for teacher in teachers])
+    return build_small(name, student, teachers[0])
+
+
+NAMES = [*METHODS, "combination"]
+STUDENTS = {"vit": ("cnn", "wide"), "cnn": ("vit", "mlp")}
+"""Families of students, each with those of its two teachers."""
+
+
+def build_for_ranks(name: str, family: str) -> Method:
+    """A method whose law is the same for half a batch: its images meet in no batch norm.
+
+    Those over maps see one rank's images, the student's own and those of OFA's branches alike, so
+    that they run on their running statistics. Others, of pooled vectors, see the gathered batch.
+    In float64 the sums of two halves are those of the whole to the last digits.
+    """
+    teachers = [FrozenTeacher(small(each, 2).double()) for each in STUDENTS[family]]
+    torch.manual_seed(4)
+    method = build_any(name, small(family, 1), teachers).train()
+    for part in method.modules():
+        if not any(isinstance(inner, Method) for inner in part.modules()):
+            part.double()  # methods keep buffers of their own in float32, as in training
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+    return method
+
+
+def train_for_ranks(name: str, family: str, batches: list[Batch]) -> dict[str, dict[str, Tensor]]:
+    """Train some steps on this rank's share, wrapped as the trainer wraps."""
+    method = build_for_ranks(name, family)
+    module = DistributedDataParallel(method) if world_size() > 1 else method
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
+    gradients: dict[str, Tensor] = {}
+    for batch in batches:
+        optimizer.zero_grad()
+        module(share(batch)).loss.backward()
+        if not gradients:
+            gradients = {
+                key: p.grad.clone() for key, p in method.named_parameters() if p.grad is not None
+            }
+        optimizer.step()
+    state = method.state_dict()
+    buffers = {key: state[key] for key, _ in method.named_buffers() if key in state}
+    return {
+        "gradients": gradients,
+        "parameters": {key: p.detach() for key, p in method.named_parameters()},
+        "buffers": buffers,
+    }
+
+
+def share(batch: Batch) -> Batch:
+    """This rank's half of a batch; all of it in one process."""
+    size = len(batch) // world_size()
+    own = slice(rank() * size, rank() * size + size)
+    assert batch.labels is not None
+    assert batch.indices is not None
+    return Batch(batch.images[own], batch.labels[own], batch.indices[own])
+
+
+def train_with_other_buffers(name: str, batches: list[Batch]) -> dict[str, dict[str, Tensor]]:
+    """Let rank 1 begin with other buffers than rank 0, and see which are made alike."""
+    method = build_for_ranks(name, "vit")
+    if rank() == 1:
+        for key, buffer in method.named_buffers():
+            if not key.startswith("student."):
+                buffer += 3
+    module = DistributedDataParallel(method)
+    for batch in batches:
+        module(share(batch)).loss.backward()
+    ignored = set(method._ddp_params_and_buffers_to_ignore)
+    buffers = dict(method.named_buffers())
+    return {
+        "kept": {key: buffers[key] for key in ignored},
+        "sent": {key: x for key, x in buffers.items() if key not in ignored},
+    }
+
+
+def everything_on_a_rank(tensors: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
+    batches = [Batch(*each) for each in tensors]
+    trained = {
+        f"{name} {family}": train_for_ranks(name, family, batches)
+        for family in STUDENTS
+        for name in NAMES
+    }
+    return {
+        "trained": trained,
+        "other": {name: train_with_other_buffers(name, batches) for name in NAMES},
+    }
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Batch]:
+    torch.manual_seed(6)
+    made = [random_batch(8) for _ in range(3)]
+    return [Batch(each.images.double(), each.labels, each.indices) for each in made]
+
+
+@pytest.fixture(scope="module")
+def on_ranks(batches, tmp_path_factory) -> list[dict[str, Any]]:
+    tensors = [(each.images, each.labels, each.indices) for each in batches]
+    return run_on_ranks(everything_on_a_rank, tensors, folder=tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", NAMES)
+class TestTwoRanks:
+    @pytest.mark.parametrize("family", STUDENTS)
+    def test_train_as_one_process_with_the_whole_batch(self, name, family, on_ranks, batches):
+        expected = train_for_ranks(name, family, batches)
+        trained = [found["trained"][f"{name} {family}"] for found in on_ranks]
+        assert expected["gradients"].keys() == {
+            key for key, p in build_for_ranks(name, family).named_parameters() if p.requires_grad
+        }
+        largest = max(gradient.abs().max().item() for gradient in expected["gradients"].values())
+        for found in trained:
+            torch.testing.assert_close(
+                found["gradients"], expected["gradients"], rtol=1e-5, atol=1e-6 * largest
+            )
+            torch.testing.assert_close(
+                found["parameters"], expected["parameters"], rtol=1e-5, atol=1e-6
+            )
+            torch.testing.assert_close(found["buffers"], expected["buffers"], rtol=0, atol=1e-6)
+        assert fingerprint(trained[0]["buffers"]) == fingerprint(trained[1]["buffers"])
+        assert fingerprint(trained[0]["parameters"]) == fingerprint(trained[1]["parameters"])
+
+    def test_are_sent_all_buffers_but_those_computed_alike(self, name, on_ranks):
+        first, second = (found["other"][name] for found in on_ranks)
+        assert fingerprint(first["sent"]) == fingerprint(second["sent"])
+        for key, own in second["kept"].items():
+            assert not torch.allclose(own.double(), first["kept"][key].double(), atol=0.1), key
+
+
 COMPILE = """
+import copy
 import torch
-from anykd.methods import build_method
-from tests.methods.small import random_batch, small_pair
+from anykd.models import FrozenTeacher
+from tests.methods.small import random_batch, small
+from tests.methods.test_contract import NAMES, build_any
 
 batch = random_batch()
-for name in ("kd", "ofa", "fbt"):
-    method = build_method(name, *small_pair("cnn", "vit"))
-    expected = method(batch).terms
-    actual = torch.compile(method, fullgraph=True, backend="eager")(batch).terms
-    torch.testing.assert_close(actual, expected)
+teachers = [FrozenTeacher(small("vit", 2)), FrozenTeacher(small("mlp", 3))]
+for name in NAMES:
+    method = build_any(name, small("mlp", 1), teachers)
+    eager = copy.deepcopy(method)
+    compiled = torch.compile(method, fullgraph=True, backend="eager")
+    for _ in range(2):
+        expected, actual = eager(batch).terms, compiled(batch).terms
+        torch.testing.assert_close(actual, expected)
+    assert method.state_dict().keys() == eager.state_dict().keys()
+    torch.testing.assert_close(method.state_dict(), eager.state_dict())
     print(name)
 """
 
@@ -192,7 +496,6 @@ for name in ("kd", "ofa", "fbt"):
 def test_training_step_is_one_graph_for_the_compiler():
     # In another process: the compiler cannot look through the shape checks of a test run.
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE], cwd=root, check=True, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["kd", "ofa", "fbt"]
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == NAMES

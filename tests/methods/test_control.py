@@ -5,7 +5,6 @@ import torch
 
 from anykd.errors import RecipeError
 from anykd.methods import METHODS, build_method, describe_method
-from anykd.models import FrozenTeacher
 from tests.methods.small import random_batch, small, small_pair
 
 
@@ -35,7 +34,7 @@ class TestControl:
 
 
 class TestBuildMethod:
-    @pytest.mark.parametrize(("given", "meant"), [("fbtt", "fbt"), ("controll", "control")])
+    @pytest.mark.parametrize(("given", "meant"), [("ofaa", "ofa"), ("controll", "control")])
     def test_a_misspelt_method_is_told_the_nearest(self, given, meant):
         with pytest.raises(RecipeError, match=f"no method is called '{given}'") as caught:
             build_method(given, *small_pair("cnn", "vit"))
@@ -54,12 +53,6 @@ class TestBuildMethod:
     def test_a_missing_teacher_is_asked_for(self, name):
         with pytest.raises(RecipeError, match="needs a teacher"):
             build_method(name, small("cnn"))
-
-    @pytest.mark.parametrize("name", [name for name in METHODS if name != "control"])
-    def test_a_teacher_of_other_classes_is_refused(self, name):
-        teacher = FrozenTeacher(small("vit", num_classes=9))
-        with pytest.raises(RecipeError, match=r"knows 9 classes, the student .* 5"):
-            build_method(name, small("cnn"), teacher)
 
     def test_a_setting_cannot_be_changed_afterwards(self):
         method = build_method("control", small("cnn"))

@@ -66,7 +66,7 @@ class TrainBatches(Dataset):
     seed: int
     rank: int
 
-    def __getitem__(self, key: BatchKey) -> tuple[Images, Labels, Indices] | DataError:
+    def __getitem__(self, key: BatchKey) -> tuple[Images, Labels | None, Indices] | DataError:
         """Make a batch. A broken image comes back as a value: torch would wrap what is raised."""
         try:
             samples = [self.reader[position] for position in key.positions]
@@ -82,7 +82,9 @@ class TrainBatches(Dataset):
                 with seeded(self.seed, Stream.ERASE, key.epoch, sample.index):
                     erase_(image, self.erasing)
         with seeded(self.seed, Stream.MIX, key.epoch, key.step, self.rank):
-            images, labels = self.mixing(images, torch.tensor([s.label for s in samples]))
+            images, labels = self.mixing(images, torch.tensor([s.label or 0 for s in samples]))
+        if self.reader.labels is None:
+            labels = None
         return images, labels, torch.tensor([sample.index for sample in samples])
 
 
@@ -101,14 +103,16 @@ class EvalBatches(Dataset):
     view: View
     num_classes: int
 
-    def __getitem__(self, key: BatchKey) -> tuple[Images, Labels, Indices] | DataError:
+    def __getitem__(self, key: BatchKey) -> tuple[Images, Labels | None, Indices] | DataError:
         """Make a batch. A broken image comes back as a value: torch would wrap what is raised."""
         try:
             samples = [self.reader[position] for position in key.positions]
         except DataError as error:
             return error
         images = _in_unit_range([self.view(sample.image) for sample in samples])
-        labels = F.one_hot(torch.tensor([s.label for s in samples]), self.num_classes).float()
+        labels = None
+        if self.reader.labels is not None:
+            labels = F.one_hot(torch.tensor([s.label for s in samples]), self.num_classes).float()
         return images, labels, torch.tensor([sample.index for sample in samples])
 
 

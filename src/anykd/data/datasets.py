@@ -1,6 +1,6 @@
 """From a data spec to a data set that is ready for training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +12,8 @@ from anykd.errors import DataError, nearest
 
 from .bundled import open_digits, open_synthetic
 from .cifar import open_cifar
-from .folder import missing_folder, open_folder, subfolders
-from .reader import DataSplits, Source, SubsetReader
+from .folder import missing_folder, open_folder, open_unlabelled, subfolders
+from .reader import DataSplits, Reader, Source, SubsetReader, UnlabelledReader
 from .split import hold_out, keep
 
 __all__ = ["DataConfig", "open_data"]
@@ -33,6 +33,10 @@ class DataConfig(FrozenConfig):
     source: Annotated[str, Field(min_length=1)]
     """Data spec: digits, cifar10[:ROOT], cifar100[:ROOT], synthetic:CLASSESxN, or the path of a
     folder of class folders."""
+    labels: bool = True
+    """False trains without labels. A folder then gives every image in it, at any depth; only a
+    folder of class folders beside it, such as val/, still has classes. Other sources keep the
+    labels of the images that they evaluate on."""
     limit: PositiveInt | None = None
     """Training images kept, each class its share; None keeps all."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -57,24 +61,31 @@ def open_data(config: DataConfig) -> DataSplits:
     Raises:
         DataError: If there is no such data, or it is not fit to train a classifier.
     """
-    source = _open(config.source)
+    source = _open(config.source, labelled=config.labels)
     train, val = source.train, source.val
     if val is None:
-        kept, held_out = hold_out(train.labels, config.val_fraction, seed=config.split_seed)
+        kept, held_out = hold_out(_groups(train), config.val_fraction, seed=config.split_seed)
         train, val = SubsetReader(train, kept), SubsetReader(train, held_out)
     if config.limit is not None and config.limit < len(train):
-        train = SubsetReader(train, keep(train.labels, config.limit, seed=config.split_seed))
+        train = SubsetReader(train, keep(_groups(train), config.limit, seed=config.split_seed))
+    if not config.labels:
+        train = UnlabelledReader(train)
     return DataSplits(source.name, source.class_names, train, val)
 
 
-def _open(spec: str) -> Source:
+def _groups(reader: Reader) -> Sequence[int]:
+    """The classes that are to keep their shares; images without labels are of one group."""
+    return [0] * len(reader) if reader.labels is None else reader.labels
+
+
+def _open(spec: str, *, labelled: bool) -> Source:
     """Find out what a spec names, and open it."""
     kind, _, argument = spec.partition(":")
     if kind in _KINDS:
         return _KINDS[kind](argument)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return open_folder(path)
+        return open_folder(path) if labelled else open_unlabelled(path)
     if path.exists():
         raise DataError(f"{path} is a file; data is a folder of class folders", _forms_hint())
     if len(path.parts) > 1 or spec.startswith((".", "~")):

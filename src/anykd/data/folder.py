@@ -11,7 +11,7 @@ from anykd.errors import DataError, nearest
 
 from .reader import Sample, Source
 
-__all__ = ["FolderReader", "missing_folder", "open_folder", "subfolders"]
+__all__ = ["FolderReader", "missing_folder", "open_folder", "open_unlabelled", "subfolders"]
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -26,13 +26,13 @@ class FolderReader:
 
     Args:
         paths: One file per image.
-        labels: Class index of each.
+        labels: Class index of each; None where nothing is known.
     """
 
     in_memory = False
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int]) -> None:
-        assert len(paths) == len(labels)
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int] | None) -> None:
+        assert labels is None or len(paths) == len(labels)
         self._paths = paths
         self.labels = labels
 
@@ -40,7 +40,8 @@ class FolderReader:
         return len(self._paths)
 
     def __getitem__(self, position: int) -> Sample:
-        return Sample(_read_rgb(self._paths[position]), self.labels[position], position)
+        label = None if self.labels is None else self.labels[position]
+        return Sample(_read_rgb(self._paths[position]), label, position)
 
 
 def open_folder(root: Path) -> Source:
@@ -82,6 +83,42 @@ def open_folder(root: Path) -> Source:
     return Source(name, names, train, val_reader)
 
 
+def open_unlabelled(root: Path) -> Source:
+    """Open a folder of images without labels: every image at any depth.
+
+    Where it has ``train/``, only the images in there are trained on, and those in ``val/``,
+    ``valid/``, ``validation/`` or ``test/`` beside it are evaluated on; with labels, if that
+    folder has two class folders or more.
+
+    Args:
+        root: A folder that exists.
+
+    Raises:
+        DataError: If there are no images, or none to evaluate on in a folder for that.
+    """
+    name = root.resolve().name
+    if not (root / "train").is_dir():
+        return Source(name, (), _unlabelled(root), val=None)
+    train = _unlabelled(root / "train")
+    val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
+    if val is None:
+        return Source(name, (), train, val=None)
+    if len(subfolders(val)) > 1:
+        names, reader = _read_classes(val)
+        return Source(name, names, train, reader)
+    return Source(name, (), train, _unlabelled(val))
+
+
+def _unlabelled(folder: Path) -> FolderReader:
+    images = _images(folder)
+    if not images:
+        raise DataError(
+            f"{folder} holds no images",
+            f"images are files that end in {', '.join(sorted(EXTENSIONS))}",
+        )
+    return FolderReader(images, None)
+
+
 def missing_folder(path: Path) -> DataError:
     """Say that a folder does not exist, and which one nearby may have been meant."""
     parent, name = path.absolute().parent, path.name
@@ -104,7 +141,8 @@ def _read_classes(root: Path) -> tuple[tuple[str, ...], FolderReader]:
     if len(folders) < 2:
         raise DataError(
             f"{root} has {len(folders)} class folders, a classifier needs at least 2",
-            "put the images of each class into a folder of its own, named after the class",
+            "put the images of each class into a folder of its own, named after the class; images "
+            "without labels take data.labels = false, and method.task_weight = 0",
         )
     paths: list[Path] = []
     labels: list[int] = []

@@ -86,7 +86,7 @@ class TrainLoader:
         mixing = create_mixing(
             augment,
             batch_size=batch_size,
-            num_classes=num_classes,
+            num_classes=max(num_classes, 1),  # mixing goes on where nothing has a label
             label_smoothing=label_smoothing,
         )
         erasing = augment.resolved().erasing or 0.0

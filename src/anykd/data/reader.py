@@ -8,7 +8,15 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
-__all__ = ["ArrayReader", "DataSplits", "Reader", "Sample", "Source", "SubsetReader"]
+__all__ = [
+    "ArrayReader",
+    "DataSplits",
+    "Reader",
+    "Sample",
+    "Source",
+    "SubsetReader",
+    "UnlabelledReader",
+]
 
 
 @dataclass(frozen=True)
@@ -17,23 +25,23 @@ class Sample:
 
     Attributes:
         image: RGB, of any size.
-        label: Class index.
+        label: Class index; None where the reader's images have no labels.
         index: Position in the reader that gave it, from 0 to its length - 1. It stands for the
             image wherever one is remembered (memories, caches, seeds of views).
     """
 
     image: Image.Image
-    label: int
+    label: int | None
     index: int
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Labelled images by position. Reading one is a pure function of the position."""
+    """Images by position. Reading one is a pure function of the position."""
 
     @property
-    def labels(self) -> Sequence[int]:
-        """Class index of every image, known without opening any."""
+    def labels(self) -> Sequence[int] | None:
+        """Class index of every image, known without opening any; None without labels."""
         ...
 
     @property
@@ -52,7 +60,8 @@ class DataSplits:
 
     Attributes:
         name: Short name for logs and reports.
-        class_names: One per class, in the order of the class indices.
+        class_names: One per class, in the order of the class indices; none where nothing has a
+            label.
         train: Images to learn from.
         val: Images to evaluate on; none of them is in ``train``.
     """
@@ -116,7 +125,8 @@ class SubsetReader:
         self._reader = reader
         self._positions = positions
         self.in_memory = reader.in_memory
-        self.labels = [reader.labels[position] for position in positions]
+        labels = reader.labels
+        self.labels = None if labels is None else [labels[position] for position in positions]
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -124,3 +134,25 @@ class SubsetReader:
     def __getitem__(self, position: int) -> Sample:
         sample = self._reader[self._positions[position]]
         return Sample(sample.image, sample.label, position)
+
+
+@final
+class UnlabelledReader:
+    """The images of another reader, without their labels.
+
+    Args:
+        reader: Where the images come from.
+    """
+
+    labels = None
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.in_memory = reader.in_memory
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, position: int) -> Sample:
+        sample = self._reader[position]
+        return Sample(sample.image, None, sample.index)

@@ -6,6 +6,7 @@ from .config import TrainConfig as TrainConfig
 from .evaluate import Scores as Scores
 from .evaluate import evaluate as evaluate
 from .launch import launched as launched
+from .precision import autocast as autocast
 from .precision import choose_device as choose_device
 from .precision import choose_dtype as choose_dtype
 from .trainer import Listener as Listener

@@ -86,7 +86,8 @@ class Trainer:
     """A module in training, with all that changes while it trains.
 
     Args:
-        module: Maps a `Batch` to a `StepOutput`; on its device.
+        module: Maps a `Batch` to a `StepOutput`; on its device. Where it has a ``trains_logits``
+            that is false, some of its parameters get no gradient.
         averaged: The part of it that an average of weights follows.
         loader: Where batches come from.
         config: The ``[train]`` table.
@@ -115,7 +116,7 @@ class Trainer:
         self.dtype = choose_dtype(config.precision, device)
         self.optimizer = build_optimizer(module, config)
         self.ema: ModelEmaV3 | None = build_ema(averaged, config)
-        self.parallel = DistributedDataParallel(module) if world_size() > 1 else module
+        self.parallel = _parallel(module) if world_size() > 1 else module
         self.epochs_done = 0
 
     @property
@@ -197,6 +198,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+
+
+def _parallel(module: nn.Module) -> DistributedDataParallel:
+    """Let the ranks average their gradients; looking for unused parameters costs time."""
+    unused = not getattr(module, "trains_logits", True)
+    return DistributedDataParallel(module, find_unused_parameters=unused)
 
 
 def _values(output: StepOutput) -> dict[str, float]:

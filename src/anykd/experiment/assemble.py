@@ -1,6 +1,7 @@
 """The objects that a recipe describes, put together and checked before anything is written."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import timm
@@ -9,12 +10,12 @@ import torch
 from anykd.data import DataSplits, EvalLoader, TrainLoader, open_data
 from anykd.distributed import first_rank_first, rank, world_size
 from anykd.engine import Trainer, choose_dtype
-from anykd.errors import ModelError, RecipeError
-from anykd.methods import Method, build_method
-from anykd.models import FrozenTeacher, StagedModel, create_staged
-from anykd.recipe import ModelConfig, Recipe, TeacherConfig
+from anykd.errors import DataError, ModelError, RecipeError
+from anykd.methods import Method, MethodTable, build_methods, no_labels
+from anykd.models import FrozenTeacher, StagedModel, create_staged, require_known
+from anykd.recipe import Recipe, TeacherConfig
 
-__all__ = ["Parts", "assemble", "build_teacher", "eval_loader"]
+__all__ = ["Parts", "assemble", "build_teacher", "eval_loader", "require_classes"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Parts:
     """What a run consists of.
 
     Attributes:
+        compared: The teachers whose class scores are compared with the student's.
         image_size: (height, width) of the images that the loaders give.
     """
 
@@ -30,7 +32,8 @@ class Parts:
     dtype: torch.dtype | None
     data: DataSplits
     student: StagedModel
-    teacher: FrozenTeacher | None
+    teachers: tuple[FrozenTeacher, ...]
+    compared: tuple[FrozenTeacher, ...]
     method: Method
     image_size: tuple[int, int]
     trainer: Trainer
@@ -48,52 +51,101 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     """
     with first_rank_first():  # it may download
         data = open_data(recipe.data)
+    require_known(recipe.student.name)
+    tables = tuple(_with_samples(table, len(data.train)) for table in recipe.method_tables)
+    teachers = _build_teachers(recipe, tables, data)
+    # Loading a teacher draws random numbers; the student must not depend on which teacher it is.
     torch.manual_seed(recipe.seed)
-    student = _build_student(recipe.student, recipe, data)
-    config = recipe.teacher
-    teacher = None if config is None else build_teacher(config, recipe.image_size, data)
-    # Loading a teacher draws random numbers; branches must not depend on which teacher it is.
+    compared = tuple(
+        teacher for number, teacher in enumerate(teachers, start=1) if _compares(tables, number)
+    )
+    student = _build_student(recipe, data, compared)
     torch.manual_seed(recipe.seed)
-    method = build_method(recipe.method_name, student, teacher, **recipe.method_options)
-    image_size = _larger_size(student, teacher)
+    weights = [config.weight for config in recipe.teachers]
+    method = build_methods(tables, student, list(zip(teachers, weights, strict=True)))
+    if method.needs_labels and data.train.labels is None:
+        raise DataError(*no_labels(method))
+    image_size = _largest_size(student, *teachers)
     loader = _train_loader(recipe, data, image_size)
     trainer = Trainer(method, student, loader, recipe.train, device=device, seed=recipe.seed)
-    if teacher is not None:
+    for teacher in teachers:
         teacher.to(device, memory_format=trainer.layout)
     dtype = choose_dtype(recipe.train.precision, device)
-    return Parts(recipe, device, dtype, data, student, teacher, method, image_size, trainer)
+    return Parts(
+        recipe, device, dtype, data, student, teachers, compared, method, image_size, trainer
+    )
 
 
-def _build_student(config: ModelConfig, recipe: Recipe, data: DataSplits) -> StagedModel:
+def _with_samples(table: MethodTable, num_samples: int) -> MethodTable:
+    """Tell a method with a memory how many images it has to remember."""
+    asked = getattr(table.config, "num_samples", num_samples)
+    if asked is None:
+        config = table.config.model_copy(update={"num_samples": num_samples})
+        return replace(table, config=config)
+    if asked < num_samples:
+        raise RecipeError(
+            f"method.num_samples is {asked}, but there are {num_samples} training images",
+            hint="leave it out: it is taken from the data",
+        )
+    return table
+
+
+def _build_teachers(
+    recipe: Recipe, tables: Sequence[MethodTable], data: DataSplits
+) -> tuple[FrozenTeacher, ...]:
+    """Load the teachers and refuse one whose class scores are compared and mean something else."""
+    teachers = []
+    for number, config in enumerate(recipe.teachers, start=1):
+        teacher = build_teacher(config, recipe.image_size, data)
+        if data.num_classes and _compares(tables, number):
+            require_classes(teacher, config, data)
+        teachers.append(teacher)
+    return tuple(teachers)
+
+
+def _compares(tables: Sequence[MethodTable], number: int) -> bool:
+    """Whether a method reads the class scores of the teacher of a number, counted from 1."""
+    return any(table.teaches(number) and table.config.reads_logits for table in tables)
+
+
+def _build_student(
+    recipe: Recipe, data: DataSplits, compared: Sequence[FrozenTeacher]
+) -> StagedModel:
+    """Make the student: of the data's classes, else of those that a teacher is compared by."""
+    config = recipe.student
+    options = dict(config.options)
+    if data.num_classes:
+        options["num_classes"] = data.num_classes
+    else:
+        options.setdefault("num_classes", compared[0].num_classes if compared else 0)
     return create_staged(
         config.name,
-        num_classes=data.num_classes,
         image_size=config.image_size or recipe.image_size,
         pretrained=config.pretrained,
         weights=config.weights,
-        **config.options,
+        **options,
     )
 
 
 def build_teacher(
     config: TeacherConfig, image_size: int | tuple[int, int] | None, data: DataSplits
 ) -> FrozenTeacher:
-    """Load a model with weights and make sure that it knows the data's classes.
+    """Load a model with weights.
 
     Args:
         config: Which model.
         image_size: Pixels, where the config does not say.
-        data: Whose classes count.
+        data: Whose classes a file of weights is for, unless the options say otherwise.
 
     Raises:
-        ModelError: If it has no weights, or scores another number of classes: its head would be
-            random, and a random head is never trained against.
+        ModelError: If it has no weights: its classes would be random.
     """
     is_run = Path(config.name).is_dir()
     options = dict(config.options)
     if config.weights is not None:
         # The file must hold a head for these classes; loading is strict.
-        options.setdefault("num_classes", data.num_classes)
+        if data.num_classes:
+            options.setdefault("num_classes", data.num_classes)
     elif not is_run:
         _require_weights(config)
     # A run keeps the size that it was trained at, unless its own table says otherwise.
@@ -105,14 +157,23 @@ def build_teacher(
         weights=config.weights,
         **options,
     )
-    if teacher.num_classes != data.num_classes:
-        raise ModelError(
-            f"{config.name} knows {teacher.num_classes} classes, "
-            f"{data.name} has {data.num_classes}",
-            hint=f"fine-tune it first: anykd train --model {config.name} --data {data.name} "
-            "--set student.pretrained=true, and give the run directory",
-        )
     return FrozenTeacher(teacher)
+
+
+def require_classes(teacher: FrozenTeacher, config: TeacherConfig, data: DataSplits) -> None:
+    """Refuse a model that scores other classes than the data's.
+
+    Raises:
+        ModelError: A new head would be random, and a random head is never trained against.
+    """
+    if teacher.num_classes == data.num_classes:
+        return
+    flag = "" if Path(config.name).is_dir() else " --set student.pretrained=true"
+    raise ModelError(
+        f"{config.name} knows {teacher.num_classes} classes, {data.name} has {data.num_classes}",
+        hint=f"fine-tune it first: anykd train --model {config.name} --data {data.name}{flag}, and "
+        "give the run directory; or take a method that compares features alone, such as rsd",
+    )
 
 
 def _require_weights(config: TeacherConfig) -> None:
@@ -127,9 +188,9 @@ def _require_weights(config: TeacherConfig) -> None:
     )
 
 
-def _larger_size(student: StagedModel, teacher: FrozenTeacher | None) -> tuple[int, int]:
-    """The larger of both models' sizes, so that neither sees more blur than it must."""
-    sizes = [student.image_size] + ([] if teacher is None else [teacher.image_size])
+def _largest_size(*models: StagedModel | FrozenTeacher) -> tuple[int, int]:
+    """The largest of the models' sizes, so that none sees more blur than it must."""
+    sizes = [model.image_size for model in models]
     return max(size[0] for size in sizes), max(size[1] for size in sizes)
 
 

@@ -11,26 +11,31 @@ class History:
     """The numbers of a run.
 
     Attributes:
-        teacher: What the teacher scored before training; None without one.
+        teachers: What each teacher scored before training.
         scores: What the student and the method's companions scored last.
-        best_top1: The best top-1 of any epoch, in percent: beside the result, never instead of it.
+        best: The best top-1, or agreement, of any epoch, in percent: beside the result, never
+            instead of it.
         best_epoch: When that was, counted from 1.
         seconds: Time spent so far, interruptions not counted.
     """
 
-    teacher: dict[str, Any] | None = None
+    teachers: list[dict[str, Any]] = field(default_factory=list)
     scores: dict[str, Any] = field(default_factory=dict)
-    best_top1: float = -1.0
+    best: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
 
     def add(self, scores: dict[str, Any], epoch: int) -> bool:
-        """Take in the scores of an epoch and say whether it is the best so far."""
+        """Take in the scores of an epoch and say whether it is the best so far.
+
+        Without labels, agreement decides; with neither, the latest is the best.
+        """
         self.scores = scores
-        is_best = scores["top1"] > self.best_top1
-        if is_best:
-            self.best_top1, self.best_epoch = scores["top1"], epoch
-        return is_best
+        found = scores.get("top1", scores.get("agreement"))
+        if found is None or found > self.best:
+            self.best, self.best_epoch = -1.0 if found is None else found, epoch
+            return True
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""

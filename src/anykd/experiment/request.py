@@ -16,8 +16,8 @@ def distill(
     *,
     student: str | Path | dict[str, Any],
     data: str | Path,
-    teacher: str | Path | dict[str, Any] | None = None,
-    method: str = "ofa",
+    teacher: str | Path | dict[str, Any] | list[dict[str, Any]] | None = None,
+    method: str | list[dict[str, Any]] = "ofa",
     out: str | Path | None = None,
     resume: bool = False,
     **options: Any,
@@ -30,8 +30,10 @@ def distill(
         student: A timm architecture, ``hf-hub:NAME`` or a run directory; or the whole table, such
             as ``{"name": "resnet18", "pretrained": True}``.
         data: A data spec, such as ``digits``, ``cifar100:ROOT`` or a folder of class folders.
-        teacher: Like ``student``, with weights; the method ``control`` needs none.
-        method: Name of a method.
+        teacher: Like ``student``, with weights; the method ``control`` needs none. A list of
+            tables gives several, each with its ``weight``.
+        method: Name of a method; or a list of tables, such as
+            ``[{"name": "ofa"}, {"name": "fitnet", "weight": 0.5}]``.
         out: The run directory; None makes a name in ``runs/``.
         resume: Continue the run in ``out``.
         **options: Settings of the recipe: a whole table (``train={"epochs": 5}``), or one key by
@@ -43,12 +45,13 @@ def distill(
     values: dict[str, Any] = {
         "student": _model_table(student),
         "data": {"source": str(data)},
-        "method": {"name": method},
+        "method": {"name": method} if isinstance(method, str) else method,
     }
     if teacher is not None:
-        values["teacher"] = _model_table(teacher)
+        values["teacher"] = teacher if isinstance(teacher, list) else _model_table(teacher)
+    only = method if isinstance(method, str) else None
     for name, value in options.items():
-        table, _, key = find_key(name, method=method).partition(".")
+        table, _, key = find_key(name, method=only).partition(".")
         new = {key: value} if key else value
         values[table] = values.get(table, {}) | new if isinstance(new, dict) else new
     return run(Recipe.from_dict(values), out, resume=resume)
@@ -97,6 +100,8 @@ def _with_flag(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     if not name:
         return values | {table: value}
     old = values.get(table, {})
+    if isinstance(old, list) and name == "name":
+        old = {}  # one model or method instead of several
     if not isinstance(old, dict):
         raise RecipeError(
             f"{table} is no table, got {old!r}", hint=f"write [{table}] above its keys"

@@ -21,7 +21,7 @@ from anykd.rundir import RunDir, write_atomically
 
 from .assemble import Parts, assemble
 from .history import History
-from .scoring import kept_student, score_run, score_teacher
+from .scoring import kept_student, measure, score_run, score_teachers
 
 __all__ = ["Result", "run"]
 
@@ -41,9 +41,12 @@ class Result:
     summary: dict[str, Any]
 
     @property
-    def top1(self) -> float:
-        """The student's accuracy on held-out images after the last epoch, in percent."""
-        return self.summary["top1"]
+    def top1(self) -> float | None:
+        """The student's accuracy on held-out images after the last epoch, in percent.
+
+        None where these have no labels; the summary then holds the ``agreement`` with the teacher.
+        """
+        return self.summary.get("top1")
 
 
 def run(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False) -> Result:
@@ -85,7 +88,7 @@ class _Run:
             self.directory.write_text(self.directory.recipe, recipe.to_toml())
             environment = describe_environment(self.parts.device)
             self.directory.write_json(self.directory.environment, environment)
-        self.history.teacher = score_teacher(self.parts)
+        self.history.teachers = score_teachers(self.parts)
         return self._train()
 
     def resume(self) -> Result:
@@ -116,19 +119,25 @@ class _Run:
         return Result(self.directory.path, kept.model, summary)
 
     def _introduce(self) -> None:
-        found = self.history.teacher
-        if found is not None:
-            self.progress.say(f"teacher {found['name']}: top-1 {found['top1']:.2f} %")
+        for teacher in self.history.teachers:
+            found = f"top-1 {teacher['top1']:.2f} %" if "top1" in teacher else "not scored"
+            self.progress.say(f"teacher {teacher['name']}: {found}")
         for finding in self._findings():
             self.progress.say(f"warning: {finding}")
 
     def _findings(self) -> list[str]:
-        findings, found = self.parts.trainer.findings, self.history.teacher
-        chance = 100 / self.parts.data.num_classes
-        if found is not None and found["top1"] < 2 * chance:
+        findings = self.parts.trainer.findings
+        for teacher in self.history.teachers:
+            chance = 100 / max(self.parts.data.num_classes, 1)
+            if "top1" in teacher and teacher["top1"] < 2 * chance:
+                findings += [
+                    f"the top-1 of teacher {teacher['name']} is {teacher['top1']:.2f} % where "
+                    f"chance is {chance:.2f} %: was it trained for these classes and images?"
+                ]
+        if not self.parts.method.trains_logits:
             findings += [
-                f"the teacher's top-1 is {found['top1']:.2f} % where chance is {chance:.2f} %: was "
-                "it trained for these classes and images?"
+                "no term trains the student's classifier: keep its features, and train a "
+                "classifier on them"
             ]
         return findings
 
@@ -158,15 +167,16 @@ class _Run:
 
     def _summary(self) -> dict[str, Any]:
         parts, history = self.parts, self.history
+        by = measure(parts)
+        best = {} if by is None else {f"best_{by}": history.best, "best_epoch": history.best_epoch}
         return {
             "method": parts.recipe.method_name,
             "student": parts.student.name,
-            "teacher": history.teacher,
+            "teachers": history.teachers,
             "data": parts.recipe.data.source,
             "seed": parts.recipe.seed,
             **history.scores,
-            "best_top1": history.best_top1,
-            "best_epoch": history.best_epoch,
+            **best,
             "epochs": parts.recipe.train.epochs,
             "train_samples": len(parts.data.train),
             "parameters": sum(p.numel() for p in parts.student.parameters()),

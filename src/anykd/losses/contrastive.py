@@ -1,5 +1,7 @@
 """Losses that tell samples apart."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,7 +9,61 @@ from torch import Tensor
 
 from ._checks import in_float32, require_positive
 
-__all__ = ["info_nce_loss"]
+__all__ = ["crd_loss", "info_nce_loss"]
+
+
+def crd_loss(
+    positive_scores: Float[Tensor, " batch"],
+    negative_scores: Float[Tensor, "batch negatives"],
+    *,
+    num_samples: int,
+    eps: float = 1e-7,
+) -> Float[Tensor, ""]:
+    r"""Tell the pair of one sample from pairs drawn by chance (noise-contrastive estimation).
+
+    With m negatives per sample, each drawn with probability :math:`P_n = 1 / N`:
+
+    .. math::
+        \operatorname{mean}_b \left[
+            -\log \frac{e^{s^+_b}}{e^{s^+_b} + m P_n + \epsilon}
+            - \sum_{k=1}^m \log \frac{m P_n}{e^{s^-_{bk}} + m P_n + \epsilon} \right]
+
+    Args:
+        positive_scores: Log-density of each sample's own pair, :math:`u \cdot v / \tau - \log Z`.
+        negative_scores: Log-densities of its pairs with other samples; m is their number.
+        num_samples: N, the samples that negatives are drawn from; > 0.
+        eps: ε, added to both denominators; at least 0.
+
+    Returns:
+        Mean over the batch of the sum over m + 1 pairs, in nats; at least 0. It falls as a
+        positive score rises and as a negative score falls.
+
+    Raises:
+        ValueError: If ``num_samples`` is not positive, ``eps`` is negative, or there are no
+            negatives.
+
+    Source:
+        Tian et al., "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699.
+
+    Example:
+        >>> import torch
+        >>> positive, negative = torch.zeros(1), torch.zeros(1, 2)
+        >>> round(crd_loss(positive, negative, num_samples=2, eps=0.0).item(), 4)  # 3 ln 2
+        2.0794
+    """
+    require_positive(num_samples=num_samples)
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+    num_negatives = negative_scores.shape[1]
+    if not num_negatives:
+        raise ValueError("crd_loss compares with negatives, got none for each sample")
+    positive_scores, negative_scores = in_float32(positive_scores, negative_scores)
+    noise = num_negatives / num_samples
+    threshold = math.log(noise + eps)
+    # log(e^s + e^threshold) is -logsigmoid(threshold - s) + threshold, finite for every s.
+    positive = -F.logsigmoid(positive_scores - threshold)
+    negative = -F.logsigmoid(threshold - negative_scores) + math.log1p(eps / noise)
+    return (positive + negative.sum(dim=1)).mean()
 
 
 def info_nce_loss(

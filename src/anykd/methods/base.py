@@ -2,28 +2,47 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from anykd.config import FrozenConfig
+from anykd.distributed import gather_batch
 from anykd.errors import DataError, RecipeError
 from anykd.models import FrozenTeacher, StagedModel
-from anykd.types import Batch, StepOutput
+from anykd.types import Batch, Features, StepOutput, Terms
 
-__all__ = ["Classifier", "Method", "MethodConfig"]
+__all__ = ["Classifier", "Method", "MethodConfig", "Paper", "no_labels"]
 
 Classifier = Callable[[Float[Tensor, "batch 3 height width"]], Float[Tensor, "batch classes"]]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a publication gives for a field; stands in the field's ``Annotated`` type."""
+
+    value: str
 
 
 class MethodConfig(FrozenConfig):
     """Hyper-parameters that every method has."""
 
-    task_weight: NonNegativeFloat = 1.0
+    task_weight: Annotated[NonNegativeFloat, Paper("1")] = 1.0
     """Factor on the cross-entropy with the labels; 0 trains without labels where the method can."""
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether a term compares class scores: then both models must know the same classes."""
+        return True
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a term reads labels."""
+        return self.task_weight > 0
 
 
 class Method(nn.Module, ABC):
@@ -42,23 +61,33 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type[MethodConfig]]
     needs_teacher: ClassVar[bool] = True
+    rank_identical: ClassVar[tuple[str, ...]] = ()
+    """Buffers that every rank computes alike, and that are too large to broadcast."""
 
     def __init__(self, student: StagedModel, teacher: FrozenTeacher | None, config: Any) -> None:
         super().__init__()
         self.student = student
         self._teacher = teacher
         self.config = config
+        if config.task_weight and not student.num_classes:
+            raise RecipeError(
+                f"the student {student.name} has no classes, so that labels cannot train it",
+                hint="give it num_classes, or set method.task_weight = 0",
+            )
         if not self.needs_teacher:
             return
         if teacher is None:
             raise RecipeError(
                 f"the method {type(self).__name__} needs a teacher", hint="give --teacher MODEL"
             )
-        if teacher.num_classes != student.num_classes:
+        same = teacher.num_classes == student.num_classes > 0
+        if config.reads_logits and not same:
             raise RecipeError(
-                f"the teacher {teacher.name} knows {teacher.num_classes} classes, "
-                f"the student {student.name} {student.num_classes}",
-                hint="both must score the same classes",
+                f"{type(self).__name__} compares class scores, but the teacher {teacher.name} "
+                f"knows {teacher.num_classes} classes, the student {student.name} "
+                f"{student.num_classes}",
+                hint="both must score the same classes; methods that compare features alone, such "
+                "as rsd, take any teacher",
             )
 
     @property
@@ -67,13 +96,33 @@ class Method(nn.Module, ABC):
         assert self._teacher is not None
         return self._teacher
 
-    @abstractmethod
-    def forward(self, batch: Batch) -> StepOutput:
-        """Compute the loss terms of one batch on this rank."""
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a term reads labels."""
+        return self.config.needs_labels
 
-    def task_terms(
-        self, logits: Float[Tensor, "batch classes"], batch: Batch
-    ) -> dict[str, Float[Tensor, ""]]:
+    @property
+    def trains_logits(self) -> bool:
+        """Whether any term reads the student's class scores.
+
+        Where none does, its classifier stays as it was, and the logits carry no gradient.
+        """
+        return self.config.task_weight > 0 or self.config.reads_logits
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Run student and teacher once and compute the loss terms of one batch on this rank."""
+        student = self.student(batch.images)
+        teacher: Any = self.teacher(batch.images) if self.needs_teacher else None
+        terms = self.task_terms(student.logits, batch) | self.terms(batch, student, teacher)
+        # DistributedDataParallel waits for gradients of all that leads to an output.
+        logits = student.logits if self.trains_logits else student.logits.detach()
+        return StepOutput(logits, terms)
+
+    @abstractmethod
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
+        """Compute the method's own weighted terms from what both models saw in a batch."""
+
+    def task_terms(self, logits: Float[Tensor, "batch classes"], batch: Batch) -> Terms:
         """Compute the weighted cross-entropy with the labels; nothing where its weight is 0."""
         if self.config.task_weight == 0:
             return {}
@@ -81,17 +130,36 @@ class Method(nn.Module, ABC):
         return {"task": self.config.task_weight * loss}
 
     def labels(self, batch: Batch) -> Float[Tensor, "batch classes"]:
-        """The labels of a batch, for a method that needs them.
+        """The labels of a batch, for a term that reads them.
 
         Raises:
             DataError: If the batch has none.
         """
         if batch.labels is None:
-            raise DataError(
-                f"{type(self).__name__} needs labels and the data has none",
-                hint="set method.task_weight = 0 with a method that needs none, such as kd",
-            )
+            raise DataError(*no_labels(self))
         return batch.labels
+
+    def target_labels(
+        self, batch: Batch, teacher: Features
+    ) -> Float[Tensor, "batch classes"] | Int[Tensor, " batch"]:
+        """Labels for `ofa_loss`; where it does not read them, the teacher's classes stand in."""
+        if batch.labels is None and not self.needs_labels:
+            return teacher.logits.argmax(dim=1)
+        return self.labels(batch)
+
+    def whole_batch(self, vectors: Float[Tensor, "batch width"]) -> Float[Tensor, "everyone width"]:
+        """Gather the student's vectors over all ranks, for a term that compares images.
+
+        Raises:
+            RecipeError: If there is one image alone.
+        """
+        gathered = gather_batch(vectors)
+        if len(gathered) < 2:
+            raise RecipeError(
+                f"{type(self).__name__} compares the images of a batch, got a batch of 1",
+                hint="raise train.batch_size",
+            )
+        return gathered
 
     def companions(self) -> dict[str, Classifier]:
         """Classifiers beside the student whose accuracy is worth knowing, by name."""
@@ -106,3 +174,30 @@ class Method(nn.Module, ABC):
             if own is not None and module is not self and not path.startswith("student."):
                 names |= {f"{path}.{name}" for name in own()}
         return names
+
+    def lend_student(self) -> None:
+        """Leave the student to a combination: owned twice, it would be saved twice."""
+        student = self._modules.pop("student")
+        object.__setattr__(self, "student", student)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Read by DistributedDataParallel: what it neither broadcasts nor reduces."""
+        return [
+            f"{path}.{name}" if path else name
+            for path, module in self.named_modules()
+            if isinstance(module, Method)
+            for name in module.rank_identical
+        ]
+
+
+def no_labels(method: Method) -> tuple[str, str]:
+    """What to say, and to advise, where a method needs labels and there are none."""
+    parts = getattr(method, "parts", ())
+    reader = next((part.method for part in parts if part.method.needs_labels), method)
+    name = type(reader).__name__
+    if method.config.task_weight == 0:
+        advice = "choose a method that needs none, such as kd"
+    else:
+        advice = "set method.task_weight = 0 with a method that needs none, such as kd"
+    return f"{name} needs labels and the data has none", advice

@@ -1,12 +1,12 @@
 """Control: the same training without a teacher."""
 
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 from pydantic import PositiveFloat
 
-from anykd.types import Batch, StepOutput
+from anykd.types import Batch, Features, Terms
 
-from .base import Method, MethodConfig
+from .base import Method, MethodConfig, Paper
 
 __all__ = ["Control"]
 
@@ -21,13 +21,12 @@ class Control(Method):
     class Config(MethodConfig):
         """Hyper-parameters of the control arm."""
 
-        task_weight: PositiveFloat = 1.0
+        task_weight: Annotated[PositiveFloat, Paper("1")] = 1.0
         """Factor on the cross-entropy with the labels, of which control has nothing beside."""
 
     config: Config
     needs_teacher: ClassVar[bool] = False
 
-    def forward(self, batch: Batch) -> StepOutput:
-        """Compute the task term."""
-        logits = self.student(batch.images).logits
-        return StepOutput(logits, self.task_terms(logits, batch))
+    def terms(self, batch: Batch, student: Features, teacher: Features | None) -> Terms:
+        """Compute nothing beside the task term."""
+        return {}

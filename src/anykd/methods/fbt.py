@@ -1,10 +1,10 @@
 """FBT: fuse student and teacher into a third model that stands between them."""
 
 import math
-from typing import Literal, NamedTuple, final
+from typing import Annotated, Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 
@@ -13,9 +13,9 @@ from anykd.losses import info_nce_loss, ofa_loss
 from anykd.models import FrozenTeacher, StagedModel
 from anykd.models.branches import initialise
 from anykd.models.fusion import L2G, batch_statistics_kept
-from anykd.types import Batch, Features, StepOutput
+from anykd.types import Batch, Features, Terms
 
-from .base import Classifier, Method, MethodConfig
+from .base import Classifier, Method, MethodConfig, Paper
 
 __all__ = ["FBT"]
 
@@ -48,10 +48,10 @@ class _Link(nn.Module):
         self,
         receiver: _Knowledge,
         provider: _Knowledge,
-        labels: Float[Tensor, "batch classes"],
+        labels: Float[Tensor, "batch classes"] | Int[Tensor, " batch"] | None,
         log_temperature: Float[Tensor, ""] | None,
-    ) -> dict[str, Float[Tensor, ""]]:
-        terms: dict[str, Tensor] = {}
+    ) -> Terms:
+        terms: Terms = {}
         config = self.config
         if log_temperature is not None:
             own = gather_batch(self.head(receiver.vector))
@@ -61,7 +61,7 @@ class _Link(nn.Module):
             if config.info_nce == "symmetric":
                 loss = (loss + info_nce_loss(other, own, temperature=temperature)) / 2
             terms["info_nce"] = config.info_nce_weight * loss
-        if config.ofa_weight:
+        if labels is not None:
             loss = ofa_loss(receiver.logits, provider.logits, labels, gamma=config.gamma)
             terms["ofa"] = config.ofa_weight * loss
         return terms
@@ -95,9 +95,11 @@ class FBT(Method):
     class Config(MethodConfig):
         """Hyper-parameters of FBT."""
 
-        order: Literal["auto", "student_first", "teacher_first"] = "auto"
+        order: Annotated[
+            Literal["auto", "student_first", "teacher_first"], Paper("the CNN first")
+        ] = "auto"
         """Whose stages 1 to 3 the fusion starts with; auto puts the convolutional model first."""
-        fusion: Literal["full", "no_tail", "patch_embed"] = "full"
+        fusion: Annotated[Literal["full", "no_tail", "patch_embed"], Paper('"full"')] = "full"
         """What follows stage 3: L2G and the tail; L2G, pool and a classifier; or L2G without its
         Swin block, pool and a classifier."""
         gamma: PositiveFloat = 1.0
@@ -116,7 +118,7 @@ class FBT(Method):
         """Whether L(fusion → student) leaves the fusion alone and only pulls the student."""
         info_nce: Literal["one_way", "symmetric"] = "one_way"
         """Receivers look for providers, or the mean of both directions."""
-        temperature: PositiveFloat = 0.07
+        temperature: Annotated[PositiveFloat, Paper("0.07, trained")] = 0.07
         """Initial τ of InfoNCE; it is trained, and kept at 0.01 or above."""
         shared_temperature: bool = False
         """One τ for all three links, or one each."""
@@ -137,6 +139,16 @@ class FBT(Method):
             if not any(links):
                 raise ValueError("the weights of all three links are 0: use the method control")
             return self
+
+        @property
+        def reads_logits(self) -> bool:
+            """Only the OFA terms do."""
+            return self.ofa_weight > 0
+
+        @property
+        def needs_labels(self) -> bool:
+            """Only where the OFA terms enhance the target class."""
+            return (self.ofa_weight > 0 and self.gamma != 1) or super().needs_labels
 
     config: Config
 
@@ -192,17 +204,16 @@ class FBT(Method):
             self.classifier.requires_grad_(False)
         return width
 
-    def forward(self, batch: Batch) -> StepOutput:
-        """Compute the task term and the terms of each link."""
-        labels = self.labels(batch)
-        student, teacher = self.student(batch.images), self.teacher(batch.images)
+    def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
+        """Compute the terms of each link."""
+        labels = self.target_labels(batch, teacher) if self.config.ofa_weight else None
         known = {
             "student": _Knowledge(student.pooled, student.logits),
             "teacher": _Knowledge(teacher.pooled, teacher.logits),
         }
         if self.l2g is not None:
             known["fusion"] = self._fuse(student, teacher)
-        terms = self.task_terms(student.logits, batch)
+        terms: Terms = {}
         for name, weight in self.weights.items():
             provider_name, receiver = name.split("_")
             provider = known[provider_name]
@@ -210,7 +221,7 @@ class FBT(Method):
                 provider = provider.detached()
             link = self.links[name](known[receiver], provider, labels, self._log_temperature(name))
             terms |= {f"{name}_{part}": weight * term for part, term in link.items()}
-        return StepOutput(student.logits, terms)
+        return terms
 
     def _log_temperature(self, name: str) -> Tensor | None:
         if not self.config.info_nce_weight:
@@ -234,7 +245,7 @@ class FBT(Method):
 
     def companions(self) -> dict[str, Classifier]:
         """The fusion: its accuracy should lie between the student's and the teacher's."""
-        if self.l2g is None:
+        if self.l2g is None or self.teacher.num_classes != self.student.num_classes:
             return {}
         return {
             "fusion": lambda images: self._fuse(self.student(images), self.teacher(images)).logits

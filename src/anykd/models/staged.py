@@ -37,7 +37,8 @@ class StagedModel(nn.Module):
     Attributes:
         model: The classifier.
         image_size: (height, width) in pixels.
-        num_classes: Length of the logits.
+        num_classes: Length of the logits; 0 for a model without a classifier, whose logits are its
+            pooled vector.
         width: Length of the pooled vector.
         taps: Index of each stage among the model's intermediates.
         shapes: (chan, height, width) of each stage for images of ``image_size``.
@@ -118,7 +119,8 @@ class StagedModel(nn.Module):
             features = self._features(final, [levels[i] for i in self.taps])
         self.shapes = tuple(_shape(stage) for stage in features.stages)
         self.width: int = features.pooled.shape[1]
-        self.num_classes: int = features.logits.shape[1]
+        headless = isinstance(classifier, nn.Identity)
+        self.num_classes: int = 0 if headless else features.logits.shape[1]
         self.kind: Kind = kind_of(self.model, self.stage_modules, columnar=self.columnar)
 
     @property

@@ -1,0 +1,89 @@
+"""Several methods and several teachers for one student."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import nn
+
+from anykd.models import FrozenTeacher, StagedModel
+from anykd.types import Batch, Features, Terms
+
+from .base import Classifier, Method, MethodConfig
+
+__all__ = ["Combination", "Part"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A method within a combination.
+
+    Attributes:
+        method: Built with the combination's student.
+        weight: Factor on each of its terms.
+        suffix: What its terms' names end in, to tell them from another part's.
+    """
+
+    method: Method
+    weight: float
+    suffix: str = ""
+
+
+@final
+class Combination(Method):
+    """The sum of several methods' terms, with one task term.
+
+    Student and teachers run once per step, however many parts read what they saw.
+
+    Args:
+        student: The model that is trained and kept; every part was built with it.
+        parts: Methods with their weights. They lose the student to the combination.
+        task_weight: Factor on the cross-entropy with the labels.
+    """
+
+    Config = MethodConfig
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(
+        self, student: StagedModel, parts: Sequence[Part], *, task_weight: float = 1.0
+    ) -> None:
+        super().__init__(student, None, MethodConfig(task_weight=task_weight))
+        self.parts = parts
+        self.teachers: list[FrozenTeacher] = []
+        for part in parts:
+            assert part.method.student is student
+            part.method.lend_student()
+            if part.method.teacher not in self.teachers:
+                self.teachers.append(part.method.teacher)
+        self.methods = nn.ModuleList(part.method for part in parts)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the task term or any part reads labels."""
+        return self.config.needs_labels or any(part.method.needs_labels for part in self.parts)
+
+    @property
+    def trains_logits(self) -> bool:
+        """Whether the task term or any part reads the student's class scores."""
+        return self.config.task_weight > 0 or any(
+            part.method.config.reads_logits for part in self.parts
+        )
+
+    def terms(self, batch: Batch, student: Features, teacher: Features | None) -> Terms:
+        """Compute the terms of every part."""
+        seen = [teacher(batch.images) for teacher in self.teachers]
+        return {
+            f"{name}{part.suffix}": part.weight * term
+            for part in self.parts
+            for name, term in part.method.terms(
+                batch, student, seen[self.teachers.index(part.method.teacher)]
+            ).items()
+        }
+
+    def companions(self) -> dict[str, Classifier]:
+        """The companions of every part."""
+        return {
+            f"{name}{part.suffix}": classify
+            for part in self.parts
+            for name, classify in part.method.companions().items()
+        }
