@@ -1,6 +1,7 @@
 """Training on two ranks against training in one process."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -79,17 +81,27 @@ def test_two_ranks_have_the_gradient_of_the_whole_batch(name, on_ranks, batch):
 
 
 @pytest.fixture(scope="module")
-def under_torchrun(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A distillation on two ranks, with three held-out images of each of three classes."""
-    folder = tmp_path_factory.mktemp("torchrun")
-    teacher = train_vit(folder / "teacher", data="synthetic:3x12")
+def teacher(tmp_path_factory) -> Path:
+    return train_vit(tmp_path_factory.mktemp("teacher") / "run", data="synthetic:3x12")
+
+
+def distill_on_two_ranks(
+    out: Path, teacher: Path, method: str, *sets: str, epochs: int
+) -> subprocess.CompletedProcess[str]:
+    """Distil with three held-out images of each of three classes."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
         *(CONSOLE_SCRIPT, "distill", "--teacher", teacher, "--student", "resnet18"),
-        *("--data", "synthetic:3x12", "--method", "fbt", "--out", folder / "run"),
-        *short(CNN, epochs=2),
+        *("--data", "synthetic:3x12", "--method", method, "--out", out),
+        *short(CNN, *sets, epochs=epochs),
     ]
-    return folder / "run", subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def under_torchrun(tmp_path_factory, teacher) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    path = tmp_path_factory.mktemp("torchrun") / "run"
+    return path, distill_on_two_ranks(path, teacher, "fbt", epochs=2)
 
 
 @pytest.mark.distributed
@@ -129,3 +141,22 @@ class TestTorchrun:
         path, _ = under_torchrun
         found = json.loads((path / "summary.json").read_text())
         assert f"loss {found['loss']:.4f}  9 images" in anykd("evaluate", path).out
+
+    def test_trains_by_features_alone_without_labels(self, teacher, tmp_path):
+        methods = "method=[{name='rsd',task_weight=0},{name='crd',num_negatives=8}]"
+        sets = ("data.labels=false", "train.log_every=1", methods)
+        done = distill_on_two_ranks(tmp_path / "run", teacher, "rsd", *sets, epochs=1)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("trained, and not scored")
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        *steps, epoch = (json.loads(line) for line in lines)
+        assert epoch == {"event": "epoch", "epoch": 0}
+        assert len(steps) == 2
+        for step in steps:
+            assert step["rsd"] + step["crd"] == pytest.approx(step["loss"])
+            assert math.isfinite(step["loss"])
+        state = torch.load(tmp_path / "run" / "checkpoint" / "last.pt", weights_only=True)
+        memory = state["trainer"]["module"]["methods.1.student_memory"]
+        start = F.normalize(torch.randn(36, 128, generator=torch.Generator().manual_seed(0)))
+        # Two steps of 16 images, of which each rank sees a half, leave out four of the 36.
+        assert (memory == start).all(dim=1).sum() == 4

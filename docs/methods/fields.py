@@ -14,10 +14,9 @@ import inspect
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
 from anykd.methods import METHODS, Method, build_method, published_values
-from anykd.methods.registry import as_toml
+from anykd.methods.registry import as_toml, choices
 from anykd.models import FrozenTeacher, create_staged
 
 HERE = Path(__file__).parent
@@ -32,18 +31,10 @@ def fields_table(name: str) -> str:
     published = published_values(name)
     lines = ["| field | default | published | meaning |", "|---|---|---|---|"]
     for key, field in METHODS[name].Config.model_fields.items():
-        meaning = " ".join(f"{field.description} {_choices(field.annotation)}".split())
+        meaning = " ".join(f"{field.description} {choices(field.annotation)}".split())
         value = published.get(key, "not given")
         lines.append(f"| `{key}` | `{as_toml(field.default)}` | {value} | {meaning} |")
     return "\n".join(lines) + "\n"
-
-
-def _choices(annotation: Any) -> str:
-    """The values that a field may have, where these are a list of words."""
-    if get_origin(annotation) is not Literal:
-        return ""
-    *others, last = (f"`{as_toml(value)}`" for value in get_args(annotation))
-    return f"{', '.join(others)} or {last}."
 
 
 def methods_table() -> str:

@@ -73,11 +73,15 @@ def demo(
 def distill(
     recipe: RecipeArgument = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Run directory, or a timm name with pretrained weights.")
+        list[str] | None,
+        typer.Option(help="Run directory, or a timm name with weights. Several may be given."),
     ] = None,
     student: Annotated[str | None, typer.Option(help="timm name, or a run directory.")] = None,
     data: Data = None,
-    method: Annotated[str | None, typer.Option(help="See `anykd methods`. [default: ofa]")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="See `anykd methods`. Several: ofa+fitnet. [default: ofa]"),
+    ] = None,
     out: Out = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -88,10 +92,12 @@ def distill(
 ) -> None:
     """Train a student from a teacher and write the run to --out."""
     flags = {
-        "teacher.name": teacher,
+        "teacher.name": teacher or None,
         "student.name": student,
-        "method.name": method or ("ofa" if recipe is None and not resume else None),
+        "method.name": [name for names in method for name in names.split("+")] if method else None,
     }
+    if not method and recipe is None and not resume:
+        flags["method.name"] = "ofa"
     common = _common_flags(data, epochs, batch_size, image_size, seed)
     _train(recipe, flags | common, overrides, out, resume)
 

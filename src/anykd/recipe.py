@@ -8,8 +8,8 @@ import tomli_w
 from pydantic import (
     BaseModel,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
 )
@@ -51,7 +51,7 @@ class TeacherConfig(FrozenConfig):
     """Pixels that this model sees; None takes the recipe's, or a run directory's own."""
     weights: str | None = None
     """Take the weights of this file instead of those that belong to the name."""
-    weight: NonNegativeFloat = 1.0
+    weight: PositiveFloat = 1.0
     """Factor on the terms that learn from this teacher."""
 
 

@@ -6,6 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from anykd.data import DataConfig, Reader, open_data
 from anykd.data.bundled import SyntheticReader, open_digits
 from anykd.errors import DataError
+from tests.data.readers import labels_of
 
 
 def pixels(reader: Reader) -> np.ndarray:
@@ -30,7 +31,7 @@ class TestDigits:
         assert (len(splits.train), len(splits.val)) == (1438, 359)
         assert splits.class_names == tuple("0123456789")
         assert splits.num_classes == 10
-        shares = np.bincount(splits.val.labels) / np.bincount(load_digits(return_X_y=True)[1])
+        shares = np.bincount(labels_of(splits.val)) / np.bincount(load_digits(return_X_y=True)[1])
         assert np.abs(shares - 0.2).max() < 0.01
 
     def test_take_no_argument(self):
@@ -41,8 +42,8 @@ class TestDigits:
 class TestSynthetic:
     def test_has_as_many_images_as_it_says(self):
         splits = open_data(DataConfig(source="synthetic:3x8"))
-        assert np.bincount(splits.train.labels).tolist() == [8, 8, 8]
-        assert np.bincount(splits.val.labels).tolist() == [2, 2, 2]
+        assert np.bincount(labels_of(splits.train)).tolist() == [8, 8, 8]
+        assert np.bincount(labels_of(splits.val)).tolist() == [2, 2, 2]
         assert splits.num_classes == 3
         assert splits.train[5].image.size == (64, 64)
 
@@ -60,8 +61,8 @@ class TestSynthetic:
     def test_can_be_learnt(self):
         splits = open_data(DataConfig(source="synthetic:10x16"))
         train, val = (pixels(reader)[:, ::4, ::4] / 255 for reader in (splits.train, splits.val))
-        model = KNeighborsClassifier(1).fit(train.reshape(160, -1), splits.train.labels)
-        assert model.score(val.reshape(40, -1), splits.val.labels) > 0.9
+        model = KNeighborsClassifier(1).fit(train.reshape(160, -1), labels_of(splits.train))
+        assert model.score(val.reshape(40, -1), labels_of(splits.val)) > 0.9
 
     @pytest.mark.parametrize("argument", ["", "10", "10x", "x5", "10x0", "10x5x2", "tenx5"])
     def test_a_malformed_spec_is_told_the_form(self, argument):

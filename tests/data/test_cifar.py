@@ -11,6 +11,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from anykd.data import DataConfig, DataSplits, open_data
 from anykd.errors import DataError
+from tests.data.readers import labels_of
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,8 @@ def real(dev_data) -> DataSplits:
 
 class TestTiles:
     def test_hold_the_official_split(self, real):
-        assert np.bincount(real.train.labels).tolist() == [500] * 100
-        assert np.bincount(real.val.labels).tolist() == [100] * 100
+        assert np.bincount(labels_of(real.train)).tolist() == [500] * 100
+        assert np.bincount(labels_of(real.val)).tolist() == [100] * 100
         assert (len(real.train), len(real.val)) == (50_000, 10_000)
 
     def test_training_pixels_add_up_to_the_published_statistics(self, real):
@@ -44,7 +45,7 @@ class TestTiles:
         assert np.array_equal(np.asarray(sample.image), np.asarray(grid.crop(box)))
 
     def test_labels_are_the_fine_ones(self, real):
-        assert real.class_names[real.train.labels[-1]] == "shark"  # the data's README
+        assert real.class_names[labels_of(real.train)[-1]] == "shark"  # the data's README
         assert real.train[49_999].label == 73
         assert real.name == "cifar100"
 
@@ -85,8 +86,8 @@ class TestTorchvisionLayout:
         splits = open_data(DataConfig(source=f"cifar100:{cifar100_files}"))
 
         assert splits.class_names == ("apple", "bee", "can")
-        assert list(splits.train.labels) == [2, 0, 1, 1]
-        assert list(splits.val.labels) == [0, 2]
+        assert labels_of(splits.train) == [2, 0, 1, 1]
+        assert labels_of(splits.val) == [0, 2]
         assert np.array_equal(np.asarray(splits.train[3].image), IMAGES[3].transpose(1, 2, 0))
         assert np.array_equal(np.asarray(splits.val[0].image), IMAGES[4].transpose(1, 2, 0))
 
@@ -107,8 +108,8 @@ class TestTorchvisionLayout:
         splits = open_data(DataConfig(source=f"cifar10:{tmp_path}"))
 
         assert splits.name == "cifar10"
-        assert list(splits.train.labels) == [0, 1, 1, 1]
-        assert list(splits.val.labels) == [2, 1]
+        assert labels_of(splits.train) == [0, 1, 1, 1]
+        assert labels_of(splits.val) == [2, 1]
 
     def test_files_that_are_not_the_official_ones_are_not_unpickled(self, cifar100_files):
         with (cifar100_files / CIFAR100.base_folder / "train").open("ab") as file:

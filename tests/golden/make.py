@@ -150,7 +150,7 @@ def smooth_l1(x):
 def relative_distances(vectors):
     """Distances over the mean of those that are positive."""
     distances = np.array([[length(x - y) for x in vectors] for y in vectors])
-    return distances / distances[distances.real > 0].mean()
+    return distances / distances[np.real(distances) > 0].mean()
 
 
 def rkd_distance(student, teacher):

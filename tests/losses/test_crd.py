@@ -97,6 +97,12 @@ class TestCRDLoss:
         np.testing.assert_allclose(found[0], -0.5 if sign == 1 else 0, atol=1e-6)
         np.testing.assert_allclose(found[1], 0.5 if sign == 1 else 0, atol=1e-6)
 
+    def test_scores_well_beyond_the_noise_keep_their_last_digits(self):
+        # Where F.softplus, which one would write, gives up the exponential.
+        score = torch.tensor([21.0], dtype=torch.float64)
+        loss = crd_loss(-score, score[None], num_samples=1, eps=0.0)
+        assert loss.item() == pytest.approx(2 * (21 + math.log1p(math.exp(-21))), rel=1e-13)
+
     @given(positives, negatives, numbers)
     def test_is_at_least_0(self, positive, negative, num_samples):
         assert crd_loss(positive, negative, num_samples=num_samples).item() >= 0

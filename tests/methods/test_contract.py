@@ -19,6 +19,7 @@ from anykd.methods import METHODS, Method, build_methods, read_tables
 from anykd.models import FrozenTeacher, StagedModel
 from anykd.types import Batch
 from tests.methods.small import (
+    NUM_CLASSES,
     PAIRS,
     build_small,
     fingerprint,
@@ -315,8 +316,12 @@ class TestWithoutLabels:
             with pytest.raises(DataError, match=rf"^{type(method).__name__} needs labels and"):
                 method(Batch(images, None, indices))
         else:
-            assert "task" not in method(Batch(images, None, indices)).terms
+            output = method(Batch(images, None, indices))
+            assert "task" not in output.terms
             assert_trains(method, Batch(images, None, indices))
+            classifier = method.student.model.get_classifier().weight
+            assert (classifier.grad is not None) == method.trains_logits
+            assert output.logits.requires_grad == method.trains_logits
 
     def test_most_methods_train(self):
         options = [(name, cls.Config) for name, cls in METHODS.items() if name != "control"]
@@ -335,20 +340,26 @@ COMBINED = [
 ]
 
 
-def build_any(name: str, student: StagedModel, teachers: list[FrozenTeacher]) -> Method:
+def build_any(
+    name: str, student: StagedModel, teachers: list[FrozenTeacher], task_weight: float = 1.0
+) -> Method:
     """A method with the first teacher, or a combination of three with both."""
     if name == "combination":
-        tables = read_tables(COMBINED)
+        tables = read_tables([table | {"task_weight": task_weight} for table in COMBINED])
         return build_methods(tables, student, [(teacher, 1.0) for teacher in teachers])
-    return build_small(name, student, teachers[0])
+    return build_small(name, student, teachers[0], task_weight=task_weight)
 
 
 NAMES = [*METHODS, "combination"]
+WITHOUT_LABELS = [
+    *(name for name in TAUGHT if not METHODS[name].Config(task_weight=0).needs_labels),
+    "combination",
+]
 STUDENTS = {"vit": ("cnn", "wide"), "cnn": ("vit", "mlp")}
 """Families of students, each with those of its two teachers."""
 
 
-def build_for_ranks(name: str, family: str) -> Method:
+def build_for_ranks(name: str, family: str, task_weight: float = 1.0) -> Method:
     """A method whose law is the same for half a batch: its images meet in no batch norm.
 
     Those over maps see one rank's images, the student's own and those of OFA's branches alike, so
@@ -357,7 +368,7 @@ def build_for_ranks(name: str, family: str) -> Method:
     """
     teachers = [FrozenTeacher(small(each, 2).double()) for each in STUDENTS[family]]
     torch.manual_seed(4)
-    method = build_any(name, small(family, 1), teachers).train()
+    method = build_any(name, small(family, 1), teachers, task_weight).train()
     for part in method.modules():
         if not any(isinstance(inner, Method) for inner in part.modules()):
             part.double()  # methods keep buffers of their own in float32, as in training
@@ -366,10 +377,18 @@ def build_for_ranks(name: str, family: str) -> Method:
     return method
 
 
-def train_for_ranks(name: str, family: str, batches: list[Batch]) -> dict[str, dict[str, Tensor]]:
-    """Train some steps on this rank's share, wrapped as the trainer wraps."""
-    method = build_for_ranks(name, family)
-    module = DistributedDataParallel(method) if world_size() > 1 else method
+def parallel(method: Method) -> nn.Module:
+    """Wrap as the trainer wraps."""
+    unused = not method.trains_logits
+    return DistributedDataParallel(method, find_unused_parameters=unused)
+
+
+def train_for_ranks(
+    name: str, family: str, batches: list[Batch], task_weight: float = 1.0
+) -> dict[str, dict[str, Tensor]]:
+    """Train some steps on this rank's share."""
+    method = build_for_ranks(name, family, task_weight)
+    module = parallel(method) if world_size() > 1 else method
     optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
     gradients: dict[str, Tensor] = {}
     for batch in batches:
@@ -393,9 +412,13 @@ def share(batch: Batch) -> Batch:
     """This rank's half of a batch; all of it in one process."""
     size = len(batch) // world_size()
     own = slice(rank() * size, rank() * size + size)
-    assert batch.labels is not None
     assert batch.indices is not None
-    return Batch(batch.images[own], batch.labels[own], batch.indices[own])
+    labels = None if batch.labels is None else batch.labels[own]
+    return Batch(batch.images[own], labels, batch.indices[own])
+
+
+def without_labels(batches: list[Batch]) -> list[Batch]:
+    return [Batch(batch.images, None, batch.indices) for batch in batches]
 
 
 def train_with_other_buffers(name: str, batches: list[Batch]) -> dict[str, dict[str, Tensor]]:
@@ -405,15 +428,15 @@ def train_with_other_buffers(name: str, batches: list[Batch]) -> dict[str, dict[
         for key, buffer in method.named_buffers():
             if not key.startswith("student."):
                 buffer += 3
-    module = DistributedDataParallel(method)
-    for batch in batches:
+    module = parallel(method)
+    for batch in batches[:2]:
         module(share(batch)).loss.backward()
-    ignored = set(method._ddp_params_and_buffers_to_ignore)
-    buffers = dict(method.named_buffers())
-    return {
-        "kept": {key: buffers[key] for key in ignored},
-        "sent": {key: x for key, x in buffers.items() if key not in ignored},
-    }
+    parts = [part for part in method.modules() if isinstance(part, Method)]
+    alike = {id(getattr(part, key, None)) for part in parts for key in part.rank_identical}
+    found: dict[str, dict[str, Tensor]] = {"kept": {}, "sent": {}}
+    for key, buffer in method.named_buffers():
+        found["kept" if id(buffer) in alike else "sent"][key] = buffer
+    return found
 
 
 def everything_on_a_rank(tensors: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
@@ -423,6 +446,8 @@ def everything_on_a_rank(tensors: list[tuple[Tensor, Tensor, Tensor]]) -> dict[s
         for family in STUDENTS
         for name in NAMES
     }
+    for name in WITHOUT_LABELS:
+        trained[f"{name} unlabelled"] = train_for_ranks(name, "vit", without_labels(batches), 0)
     return {
         "trained": trained,
         "other": {name: train_with_other_buffers(name, batches) for name in NAMES},
@@ -432,8 +457,12 @@ def everything_on_a_rank(tensors: list[tuple[Tensor, Tensor, Tensor]]) -> dict[s
 @pytest.fixture(scope="module")
 def batches() -> list[Batch]:
     torch.manual_seed(6)
-    made = [random_batch(8) for _ in range(3)]
-    return [Batch(each.images.double(), each.labels, each.indices) for each in made]
+    made = []
+    for _ in range(3):
+        images, labels, indices = vars(random_batch(8)).values()
+        labels[::2] = torch.eye(NUM_CLASSES)[labels[::2].argmax(1)]  # every other one is not mixed
+        made.append(Batch(images.double(), labels, indices))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -442,28 +471,39 @@ def on_ranks(batches, tmp_path_factory) -> list[dict[str, Any]]:
     return run_on_ranks(everything_on_a_rank, tensors, folder=tmp_path_factory.mktemp("ranks"))
 
 
+def assert_trained_alike(found: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    """Both ranks have every bit of each other, and the whole batch's to rounding."""
+    assert expected["gradients"]
+    largest = max(gradient.abs().max().item() for gradient in expected["gradients"].values())
+    for own in found:
+        torch.testing.assert_close(
+            own["gradients"], expected["gradients"], rtol=1e-5, atol=1e-6 * largest
+        )
+        torch.testing.assert_close(own["parameters"], expected["parameters"], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(own["buffers"], expected["buffers"], rtol=0, atol=1e-6)
+    for part in ("buffers", "parameters"):
+        assert fingerprint(found[0][part]) == fingerprint(found[1][part])
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", NAMES)
 class TestTwoRanks:
     @pytest.mark.parametrize("family", STUDENTS)
+    @pytest.mark.parametrize("name", NAMES)
     def test_train_as_one_process_with_the_whole_batch(self, name, family, on_ranks, batches):
         expected = train_for_ranks(name, family, batches)
-        trained = [found["trained"][f"{name} {family}"] for found in on_ranks]
         assert expected["gradients"].keys() == {
             key for key, p in build_for_ranks(name, family).named_parameters() if p.requires_grad
         }
-        largest = max(gradient.abs().max().item() for gradient in expected["gradients"].values())
-        for found in trained:
-            torch.testing.assert_close(
-                found["gradients"], expected["gradients"], rtol=1e-5, atol=1e-6 * largest
-            )
-            torch.testing.assert_close(
-                found["parameters"], expected["parameters"], rtol=1e-5, atol=1e-6
-            )
-            torch.testing.assert_close(found["buffers"], expected["buffers"], rtol=0, atol=1e-6)
-        assert fingerprint(trained[0]["buffers"]) == fingerprint(trained[1]["buffers"])
-        assert fingerprint(trained[0]["parameters"]) == fingerprint(trained[1]["parameters"])
+        found = [each["trained"][f"{name} {family}"] for each in on_ranks]
+        assert_trained_alike(found, expected)
 
+    @pytest.mark.parametrize("name", WITHOUT_LABELS)
+    def test_train_so_without_labels(self, name, on_ranks, batches):
+        # Where no term reads the scores, the classifier has no gradient, and no rank waits for it.
+        expected = train_for_ranks(name, "vit", without_labels(batches), 0)
+        assert_trained_alike([each["trained"][f"{name} unlabelled"] for each in on_ranks], expected)
+
+    @pytest.mark.parametrize("name", NAMES)
     def test_are_sent_all_buffers_but_those_computed_alike(self, name, on_ranks):
         first, second = (found["other"][name] for found in on_ranks)
         assert fingerprint(first["sent"]) == fingerprint(second["sent"])

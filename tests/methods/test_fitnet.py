@@ -123,7 +123,9 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn():
     method = build("cnn", "cnn").eval()
     method.student.load_state_dict(method.teacher.model.state_dict())
     for aligner in method.aligners:
-        nn.init.dirac_(aligner.get_submodule("project").weight)  # the identity
+        project = aligner.get_submodule("project")
+        assert isinstance(project, nn.Conv2d)
+        nn.init.dirac_(project.weight)  # the identity
     terms = method(random_batch()).terms
     del terms["task"]
     assert all(term.item() == pytest.approx(0, abs=1e-6) for term in terms.values())

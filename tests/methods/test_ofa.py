@@ -1,5 +1,7 @@
 """OFA against NumPy, and the sizes of its branches."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -146,22 +148,42 @@ class TestBranches:
             assert branch.classifier.weight.std().item() == pytest.approx(0.02, rel=0.3)
 
 
-@pytest.mark.parametrize(
-    ("student", "teacher", "expected"),
-    [
-        (
-            "resnet18",
-            "swin_tiny_patch4_window7_224",
-            [411_748, 397_924, 345_700, 470_884],
-        ),
-        (
-            "deit_tiny_patch16_224",
-            "convnext_tiny",
-            [1_501_156, 1_056_868, 612_580, 612_580],
-        ),
-    ],
-)
-def test_branches_have_the_papers_numbers_of_parameters_at_224_pixels(student, teacher, expected):
+# Channels of the four stages at 224 pixels, typed from the architectures' publications.
+CNN_STUDENTS = {"resnet18": (64, 128, 256, 512), "mobilenetv2_100": (24, 32, 96, 1280)}
+# Channels and grid of the four stages.
+TOKEN_STUDENTS = {
+    "deit_tiny_patch16_224": ((192, 14),) * 4,
+    "resmlp_12_224": ((384, 14),) * 4,
+    "swin_pico_patch4_window7_224": ((48, 56), (96, 28), (192, 14), (384, 7)),
+    "swin_nano_patch4_window7_224": ((64, 56), (128, 28), (256, 14), (512, 7)),
+}
+
+
+def map_parameters(chan: int, stage: int, width: int) -> int:
+    """Of a map branch with 100 classes, from the paper's description alone."""
+    classifier = width * 100 + 100
+    if stage == 4:
+        return chan * width + width + classifier
+    total, widths = 0, [chan * 2**i for i in range(4 - stage)] + [width]
+    for i, o in itertools.pairwise(widths):
+        depthwise, norms = 2 * 9 * i, 2 * i + 2 * o
+        total += depthwise + i * i + i * o + norms
+    return total + classifier
+
+
+def token_parameters(chan: int, grid: int, stage: int, width: int) -> int:
+    """Of a token branch with 100 classes, from the paper's description alone."""
+    total = 0
+    while grid // 7 >= 2:
+        total += 2 * 4 * chan + 4 * chan * width  # norm and projection of 2x2 neighbours
+        grid, chan = grid // 2, width
+    attention = width * 3 * width + width * width + width
+    mlp = width * 4 * width + 4 * width + 4 * width * width + width
+    block = 2 * width + attention + 2 * width + mlp
+    return total + max(4 - stage, 1) * block + width * 100 + 100
+
+
+def branch_parameters(student: str, teacher: str) -> list[int]:
     # Of the teacher only the width counts, which is the same at 64 pixels.
     method = build_method(
         "ofa",
@@ -169,9 +191,30 @@ def test_branches_have_the_papers_numbers_of_parameters_at_224_pixels(student, t
         FrozenTeacher(create_staged(teacher, num_classes=100, image_size=64)),
     )
     assert isinstance(method, OFA)
-    counts = [sum(p.numel() for p in branch.parameters()) for branch in method.branches]
-    assert counts == expected
-    assert sum(counts) == (1_626_256 if student == "resnet18" else 3_783_184)
+    return [sum(p.numel() for p in branch.parameters()) for branch in method.branches]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "teacher_width"), [("convnext_tiny", 768), ("vit_small_patch16_224", 384)]
+)
+@pytest.mark.parametrize("student", CNN_STUDENTS)
+def test_branches_of_cnn_students_have_the_papers_numbers_of_parameters(
+    student, teacher, teacher_width
+):
+    widths = CNN_STUDENTS[student]
+    width = max(widths[3], teacher_width)
+    expected = [map_parameters(chan, stage, width) for stage, chan in enumerate(widths, start=1)]
+    assert branch_parameters(student, teacher) == expected
+
+
+@pytest.mark.parametrize("student", TOKEN_STUDENTS)
+def test_branches_of_token_students_have_the_papers_numbers_of_parameters(student):
+    stages = TOKEN_STUDENTS[student]
+    width = stages[3][0]
+    expected = [
+        token_parameters(chan, grid, i, width) for i, (chan, grid) in enumerate(stages, start=1)
+    ]
+    assert branch_parameters(student, "convnext_tiny") == expected
 
 
 def test_branches_of_swin_at_64_pixels_are_trained():

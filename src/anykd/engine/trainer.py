@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from anykd.distributed import rank, world_size
-from anykd.errors import DataError
+from anykd.errors import DataError, RecipeError
 from anykd.types import Batch, StepOutput
 
 from .config import TrainConfig
@@ -172,15 +173,16 @@ class Trainer:
             clock = now
 
         batches = self.loader.batches(epoch)
-        train_epoch(
-            self.parallel,
-            (batch.to(self.device, memory_format=self.layout) for batch in batches),
-            self.optimizer,
-            set_lr=set_lr,
-            precision=lambda: autocast(self.device, self.dtype),
-            after_step=after_step,
-            clip_grad=self.config.clip_grad,
-        )
+        with _batch_norm_needs_two():
+            train_epoch(
+                self.parallel,
+                (batch.to(self.device, memory_format=self.layout) for batch in batches),
+                self.optimizer,
+                set_lr=set_lr,
+                precision=lambda: autocast(self.device, self.dtype),
+                after_step=after_step,
+                clip_grad=self.config.clip_grad,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes while training, to go on from later."""
@@ -198,6 +200,20 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+
+
+@contextmanager
+def _batch_norm_needs_two() -> Iterator[None]:
+    """Say in words what torch says of one image whose map has shrunk to one position."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise RecipeError(
+            "a batch norm needs more than one value for each channel, and one image has one",
+            hint="raise train.batch_size, or train at a larger image_size",
+        ) from error
 
 
 def _parallel(module: nn.Module) -> DistributedDataParallel:

@@ -59,11 +59,14 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     compared = tuple(
         teacher for number, teacher in enumerate(teachers, start=1) if _compares(tables, number)
     )
-    student = _build_student(recipe, data, compared)
+    student = _build_student(recipe, tables, data, compared)
     torch.manual_seed(recipe.seed)
-    weights = [config.weight for config in recipe.teachers]
-    method = build_methods(tables, student, list(zip(teachers, weights, strict=True)))
-    if method.needs_labels and data.train.labels is None:
+    weights = (config.weight for config in recipe.teachers)
+    # Shorter where the control arm leaves the recipe's teachers alone.
+    method = build_methods(tables, student, list(zip(teachers, weights, strict=False)))
+    if data.train.labels is not None:
+        method.know_labels(torch.tensor(data.train.labels))
+    elif method.needs_labels:
         raise DataError(*no_labels(method))
     image_size = _largest_size(student, *teachers)
     loader = _train_loader(recipe, data, image_size)
@@ -93,7 +96,9 @@ def _with_samples(table: MethodTable, num_samples: int) -> MethodTable:
 def _build_teachers(
     recipe: Recipe, tables: Sequence[MethodTable], data: DataSplits
 ) -> tuple[FrozenTeacher, ...]:
-    """Load the teachers and refuse one whose class scores are compared and mean something else."""
+    """Load the teachers, where any is needed, each with the classes that it is compared by."""
+    if not any(table.method.needs_teacher for table in tables):
+        return ()
     teachers = []
     for number, config in enumerate(recipe.teachers, start=1):
         teacher = build_teacher(config, recipe.image_size, data)
@@ -109,15 +114,22 @@ def _compares(tables: Sequence[MethodTable], number: int) -> bool:
 
 
 def _build_student(
-    recipe: Recipe, data: DataSplits, compared: Sequence[FrozenTeacher]
+    recipe: Recipe,
+    tables: Sequence[MethodTable],
+    data: DataSplits,
+    compared: Sequence[FrozenTeacher],
 ) -> StagedModel:
     """Make the student: of the data's classes, else of those that a teacher is compared by."""
     config = recipe.student
     options = dict(config.options)
-    if data.num_classes:
-        options["num_classes"] = data.num_classes
-    else:
-        options.setdefault("num_classes", compared[0].num_classes if compared else 0)
+    classes = data.num_classes or (compared[0].num_classes if compared else 0)
+    asked = options.setdefault("num_classes", classes)
+    needs_head = any(table.config.task_weight or table.config.reads_logits for table in tables)
+    if data.num_classes and asked != classes and (asked or needs_head):
+        raise RecipeError(
+            f"student.options.num_classes is {asked}, but {data.name} has {classes} classes",
+            hint="leave it out: it is taken from the data",
+        )
     return create_staged(
         config.name,
         image_size=config.image_size or recipe.image_size,
@@ -172,7 +184,8 @@ def require_classes(teacher: FrozenTeacher, config: TeacherConfig, data: DataSpl
     raise ModelError(
         f"{config.name} knows {teacher.num_classes} classes, {data.name} has {data.num_classes}",
         hint=f"fine-tune it first: anykd train --model {config.name} --data {data.name}{flag}, and "
-        "give the run directory; or take a method that compares features alone, such as rsd",
+        "give the run directory; or let only methods that compare features learn from it, such as "
+        "rsd",
     )
 
 

@@ -1,5 +1,6 @@
 """From what a person asks for, in Python or on the command line, to a recipe."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ def distill(
     *,
     student: str | Path | dict[str, Any],
     data: str | Path,
-    teacher: str | Path | dict[str, Any] | list[dict[str, Any]] | None = None,
-    method: str | list[dict[str, Any]] = "ofa",
+    teacher: str | Path | dict[str, Any] | Sequence[str | Path | dict[str, Any]] | None = None,
+    method: str | dict[str, Any] | Sequence[str | dict[str, Any]] = "ofa",
     out: str | Path | None = None,
     resume: bool = False,
     **options: Any,
@@ -30,10 +31,10 @@ def distill(
         student: A timm architecture, ``hf-hub:NAME`` or a run directory; or the whole table, such
             as ``{"name": "resnet18", "pretrained": True}``.
         data: A data spec, such as ``digits``, ``cifar100:ROOT`` or a folder of class folders.
-        teacher: Like ``student``, with weights; the method ``control`` needs none. A list of
-            tables gives several, each with its ``weight``.
-        method: Name of a method; or a list of tables, such as
-            ``[{"name": "ofa"}, {"name": "fitnet", "weight": 0.5}]``.
+        teacher: Like ``student``, with weights; the method ``control`` needs none. A list gives
+            several; their tables may have a ``weight``.
+        method: Name of a method, or of several, such as ``ofa+fitnet``; or a list of names and
+            tables, such as ``["ofa", {"name": "fitnet", "weight": 0.5}]``.
         out: The run directory; None makes a name in ``runs/``.
         resume: Continue the run in ``out``.
         **options: Settings of the recipe: a whole table (``train={"epochs": 5}``), or one key by
@@ -45,11 +46,11 @@ def distill(
     values: dict[str, Any] = {
         "student": _model_table(student),
         "data": {"source": str(data)},
-        "method": {"name": method} if isinstance(method, str) else method,
+        "method": _tables(method.split("+") if isinstance(method, str) else method),
     }
     if teacher is not None:
-        values["teacher"] = teacher if isinstance(teacher, list) else _model_table(teacher)
-    only = method if isinstance(method, str) else None
+        values["teacher"] = _tables(teacher)
+    only = method if isinstance(method, str) and "+" not in method else None
     for name, value in options.items():
         table, _, key = find_key(name, method=only).partition(".")
         new = {key: value} if key else value
@@ -59,6 +60,13 @@ def distill(
 
 def _model_table(model: str | Path | dict[str, Any]) -> dict[str, Any]:
     return model if isinstance(model, dict) else {"name": str(model)}
+
+
+def _tables(given: Any) -> Any:
+    """The table of one name, or of each of several names and tables."""
+    several = [given] if isinstance(given, str | Path | dict) else list(given)
+    tables = [_model_table(one) for one in several]
+    return tables if len(tables) != 1 else tables[0]
 
 
 def load_recipe(
@@ -72,7 +80,8 @@ def load_recipe(
 
     Args:
         path: The file; None starts from nothing.
-        flags: Dotted keys and their values, such as ``train.epochs``; None is not given.
+        flags: Dotted keys and their values, such as ``train.epochs``; None is not given. A list
+            of names makes as many tables.
         overrides: Such as ``train.epochs=1``.
         resume_from: A run directory, whose own recipe is taken where no file is given.
 
@@ -99,6 +108,10 @@ def _with_flag(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     table, _, name = key.partition(".")
     if not name:
         return values | {table: value}
+    if isinstance(value, list):
+        if len(value) > 1:
+            return values | {table: _tables(value)}
+        value = value[0]
     old = values.get(table, {})
     if isinstance(old, list) and name == "name":
         old = {}  # one model or method instead of several

@@ -21,7 +21,7 @@ from anykd.rundir import RunDir, write_atomically
 
 from .assemble import Parts, assemble
 from .history import History
-from .scoring import kept_student, measure, score_run, score_teachers
+from .scoring import class_names, kept_student, measure, score_run, score_teachers
 
 __all__ = ["Result", "run"]
 
@@ -98,6 +98,13 @@ class _Run:
                 hint="resume it by --resume --out alone, or start a new run elsewhere",
             )
         state = load_checkpoint(self.directory.last)
+        num_samples = len(self.parts.data.train)
+        if state["train_samples"] != num_samples:
+            raise CheckpointError(
+                f"{self.directory.path} was trained on {state['train_samples']} images, and "
+                f"{self.parts.recipe.data.source} has {num_samples} now",
+                hint="a run goes on with the images that it began with; start a new one",
+            )
         self.parts.trainer.load_state_dict(state["trainer"])
         self.history = History(**state["history"])
         if self.is_first:
@@ -112,7 +119,7 @@ class _Run:
         kept = kept_student(self.parts)
         summary = self._summary()
         if self.is_first:
-            crop_pct, names = self.parts.recipe.augment.crop_pct, self.parts.data.class_names
+            crop_pct, names = self.parts.recipe.augment.crop_pct, class_names(self.parts)
             save = partial(save_model, kept, class_names=names, crop_pct=crop_pct)
             write_atomically(self.directory.student, save)
             self.directory.write_json(self.directory.summary, summary)
@@ -121,7 +128,7 @@ class _Run:
     def _introduce(self) -> None:
         for teacher in self.history.teachers:
             found = f"top-1 {teacher['top1']:.2f} %" if "top1" in teacher else "not scored"
-            self.progress.say(f"teacher {teacher['name']}: {found}")
+            self.progress.say(f"teacher {teacher['source']}: {found}")
         for finding in self._findings():
             self.progress.say(f"warning: {finding}")
 
@@ -131,7 +138,7 @@ class _Run:
             chance = 100 / max(self.parts.data.num_classes, 1)
             if "top1" in teacher and teacher["top1"] < 2 * chance:
                 findings += [
-                    f"the top-1 of teacher {teacher['name']} is {teacher['top1']:.2f} % where "
+                    f"the top-1 of teacher {teacher['source']} is {teacher['top1']:.2f} % where "
                     f"chance is {chance:.2f} %: was it trained for these classes and images?"
                 ]
         if not self.parts.method.trains_logits:
@@ -157,7 +164,11 @@ class _Run:
         self.history.seconds += now - self.clock
         self.clock = now
         if self.is_first:
-            state = {"trainer": trainer.state_dict(), "history": self.history.state_dict()}
+            state = {
+                "trainer": trainer.state_dict(),
+                "history": self.history.state_dict(),
+                "train_samples": len(self.parts.data.train),
+            }
             write_atomically(self.directory.last, partial(save_checkpoint, state=state))
 
     def _write_best(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anykd.data import open_data
 from anykd.engine import Scores, autocast, choose_dtype, evaluate, launched
-from anykd.errors import DataError, RecipeError
+from anykd.errors import DataError, ModelError, RecipeError
 from anykd.methods import Classifier
 from anykd.models import FrozenTeacher, StagedModel, require_known
 from anykd.recipe import Recipe, TeacherConfig, apply_overrides, read_toml
@@ -20,7 +20,14 @@ from anykd.types import Batch
 
 from .assemble import Parts, build_teacher, eval_loader, require_classes
 
-__all__ = ["evaluate_model", "kept_student", "measure", "score_run", "score_teachers"]
+__all__ = [
+    "class_names",
+    "evaluate_model",
+    "kept_student",
+    "measure",
+    "score_run",
+    "score_teachers",
+]
 
 
 def _logits(
@@ -73,14 +80,23 @@ def kept_student(parts: Parts) -> StagedModel:
 def score_teachers(parts: Parts) -> list[dict[str, Any]]:
     """Name each teacher, and score those that know the classes of labelled held-out images."""
     return [
-        {"name": teacher.name}
+        {"name": teacher.name, "source": config.name}
         | (
             asdict(_score(parts, partial(_logits, teacher), teacher.image_size))
             if parts.data.val.labels is not None and teacher.num_classes == parts.data.num_classes
             else {}
         )
-        for teacher in parts.teachers
+        # The control arm leaves the recipe's teachers alone.
+        for teacher, config in zip(parts.teachers, parts.recipe.teachers, strict=False)
     ]
+
+
+def class_names(parts: Parts) -> tuple[str, ...]:
+    """What the student's logits stand for: the data's classes, or those of its teacher's run."""
+    if parts.data.class_names or not parts.compared:
+        return parts.data.class_names
+    saved = getattr(parts.compared[0].model.model, "pretrained_cfg", None) or {}
+    return tuple(saved.get("label_names") or ())
 
 
 def score_run(parts: Parts) -> dict[str, Any]:
@@ -143,6 +159,11 @@ def evaluate_model(
     with launched() as device:
         config = TeacherConfig(name=name, image_size=image_size)
         model = build_teacher(config, None, splits)
+        if not model.num_classes:
+            raise ModelError(
+                f"{name} has no classifier to be scored",
+                hint=f"train one on its features: anykd train --model {name} --data SPEC",
+            )
         require_classes(model, config, splits)
         model.to(device)
         loader = eval_loader(splits, recipe, model.image_size)

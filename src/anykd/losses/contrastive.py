@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ._checks import in_float32, require_positive
+from ._checks import in_float32, require_positive, unit_vectors
 
 __all__ = ["crd_loss", "info_nce_loss"]
 
@@ -109,12 +109,6 @@ def info_nce_loss(
     student_vectors, teacher_vectors = in_float32(student_vectors, teacher_vectors)
     # Autocast would multiply in half precision, and 1/τ up to 100 would enlarge the error.
     with torch.autocast(student_vectors.device.type, enabled=False):
-        similarity = _unit(student_vectors) @ _unit(teacher_vectors).T
+        similarity = unit_vectors(student_vectors) @ unit_vectors(teacher_vectors).T
         positives = torch.arange(len(similarity), device=similarity.device)
         return F.cross_entropy(similarity / temperature, positives)
-
-
-def _unit(vectors: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-    """Divide by the length. A vector of length 0 stays and gets no gradient, not one of 1e12."""
-    length = vectors.norm(dim=1, keepdim=True)
-    return torch.where(length > 0, vectors / length.where(length > 0, 1), 0)

@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._checks import in_float32
-from .contrastive import _unit
+from ._checks import in_float32, unit_vectors
 
 __all__ = ["correlation_loss", "rkd_angle_loss", "rkd_distance_loss"]
 
@@ -123,8 +122,7 @@ def rkd_distance_loss(
         ValueError: If the batch has fewer than two samples.
 
     Source:
-        Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068, equations
-        6 to 8.
+        Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068.
 
     Example:
         >>> import torch
@@ -170,8 +168,7 @@ def rkd_angle_loss(
         ValueError: If the batch has fewer than two samples.
 
     Source:
-        Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068, equations
-        9 and 10.
+        Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068.
 
     Example:
         >>> import torch
@@ -204,7 +201,7 @@ def _require_two_samples(vectors: Float[Tensor, "batch width"]) -> None:
 
 def _kernel(vectors: Float[Tensor, "batch width"]) -> Float[Tensor, "batch batch"]:
     """Gaussian kernel of every two directions, as a Taylor series of order 2."""
-    directions = _unit(vectors.double())
+    directions = unit_vectors(vectors.double())
     exponent = 2 * _KERNEL_GAMMA * directions @ directions.T
     return math.exp(-2 * _KERNEL_GAMMA) * (1 + exponent + exponent.square() / 2)
 

@@ -40,6 +40,11 @@ class MethodConfig(FrozenConfig):
         return True
 
     @property
+    def scores_student(self) -> bool:
+        """Whether a term of the method's own reads the student's class scores."""
+        return self.reads_logits
+
+    @property
     def needs_labels(self) -> bool:
         """Whether a term reads labels."""
         return self.task_weight > 0
@@ -66,6 +71,16 @@ class Method(nn.Module, ABC):
 
     def __init__(self, student: StagedModel, teacher: FrozenTeacher | None, config: Any) -> None:
         super().__init__()
+        if not isinstance(student, StagedModel):
+            raise RecipeError(
+                f"the student is a {type(student).__name__}, not a StagedModel",
+                hint="wrap it: StagedModel(model)",
+            )
+        if not isinstance(teacher, FrozenTeacher | None):
+            raise RecipeError(
+                f"the teacher is a {type(teacher).__name__}, not a FrozenTeacher",
+                hint="wrap it, so that nothing can train it: FrozenTeacher(StagedModel(model))",
+            )
         self.student = student
         self._teacher = teacher
         self.config = config
@@ -107,7 +122,7 @@ class Method(nn.Module, ABC):
 
         Where none does, its classifier stays as it was, and the logits carry no gradient.
         """
-        return self.config.task_weight > 0 or self.config.reads_logits
+        return self.config.task_weight > 0 or self.config.scores_student
 
     def forward(self, batch: Batch) -> StepOutput:
         """Run student and teacher once and compute the loss terms of one batch on this rank."""
@@ -160,6 +175,13 @@ class Method(nn.Module, ABC):
                 hint="raise train.batch_size",
             )
         return gathered
+
+    def know_labels(self, labels: Int[Tensor, " samples"]) -> None:
+        """Take the classes of the whole training set before training; most have no use for them.
+
+        Args:
+            labels: Class index of each image, in the order of ``Batch.indices``.
+        """
 
     def companions(self) -> dict[str, Classifier]:
         """Classifiers beside the student whose accuracy is worth knowing, by name."""

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from anykd.models import FrozenTeacher, StagedModel
 from anykd.types import Batch, Features, Terms
@@ -66,19 +67,24 @@ class Combination(Method):
     def trains_logits(self) -> bool:
         """Whether the task term or any part reads the student's class scores."""
         return self.config.task_weight > 0 or any(
-            part.method.config.reads_logits for part in self.parts
+            part.method.config.scores_student for part in self.parts
         )
 
     def terms(self, batch: Batch, student: Features, teacher: Features | None) -> Terms:
-        """Compute the terms of every part."""
+        """Compute the terms of every part; those of one name, such as two ``kd``, are added."""
         seen = [teacher(batch.images) for teacher in self.teachers]
-        return {
-            f"{name}{part.suffix}": part.weight * term
-            for part in self.parts
-            for name, term in part.method.terms(
-                batch, student, seen[self.teachers.index(part.method.teacher)]
-            ).items()
-        }
+        terms: Terms = {}
+        for part in self.parts:
+            taught = seen[self.teachers.index(part.method.teacher)]
+            for name, term in part.method.terms(batch, student, taught).items():
+                key, weighted = f"{name}{part.suffix}", part.weight * term
+                terms[key] = terms[key] + weighted if key in terms else weighted
+        return terms
+
+    def know_labels(self, labels: Int[Tensor, " samples"]) -> None:
+        """Tell every part."""
+        for part in self.parts:
+            part.method.know_labels(labels)
 
     def companions(self) -> dict[str, Classifier]:
         """The companions of every part."""

@@ -43,9 +43,10 @@ class CRD(Method):
     2 · 1,281,167 · 128 float32: 1.3 GB on each device and in each checkpoint, and as much again
     for the time of a step.
 
-    Which images are negatives is a function of the training step and the image alone. An image
-    whose label was not seen yet may be one of its own class: its vector is still noise then.
-    Without labels the negatives are all other images.
+    Which images are negatives is a function of the training step and the image alone. Classes are
+    those of `know_labels`, which a recipe calls; in a loop of one's own they are learnt from the
+    batches, from images that are not mixed with others. Negatives of an image of unknown class are
+    all other images, and one of unknown class may be anybody's.
 
     Source:
         Tian et al., "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699.
@@ -110,11 +111,10 @@ class CRD(Method):
             _unit(self.teacher_embed(teacher.pooled)),
             indices,
         )
-        labels = None if batch.labels is None else batch.labels.argmax(dim=1)
         everyone = _Anchors(*(gather_batch(part.detach()) for part in anchors))
-        if self.training and labels is not None:
-            self.seen_labels[everyone.indices] = gather_batch(labels)
-        negatives = self._negatives(indices, labels)
+        if self.training and batch.labels is not None:
+            self._learn(everyone.indices, gather_batch(_pure_classes(batch.labels)))
+        negatives = self._negatives(indices)
         scores = (
             self._scores(anchors.student, self.teacher_memory, indices, negatives),
             self._scores(anchors.teacher, self.student_memory, indices, negatives),
@@ -145,26 +145,34 @@ class CRD(Method):
                     )
         return batch.indices
 
-    def _negatives(
-        self, indices: Int[Tensor, " batch"], labels: Int[Tensor, " batch"] | None
-    ) -> Int[Tensor, "batch negatives"]:
+    def know_labels(self, labels: Int[Tensor, " samples"]) -> None:
+        """Take the classes of all training images, so that none has to be learnt from batches."""
+        self.seen_labels.copy_(labels)
+
+    def _learn(self, indices: Int[Tensor, " everyone"], classes: Int[Tensor, " everyone"]) -> None:
+        """Take in the classes of images whose class was not known."""
+        known = self.seen_labels[indices]
+        self.seen_labels[indices] = torch.where(known == _UNKNOWN, classes, known)
+
+    def _negatives(self, indices: Int[Tensor, " batch"]) -> Int[Tensor, "batch negatives"]:
         """Draw images of other classes, each of them equally likely.
 
-        All images stand in the order of their classes, so that a row's own class is one range:
-        a draw from as many numbers as there are others steps over it.
+        All images stand in the order of their classes, so that a row's own class is one range,
+        and an image of no known class a range of one: a draw from as many numbers as there are
+        others steps over it.
         """
-        if labels is None:
-            order, first, own = None, indices, torch.ones_like(indices)
-        else:
-            sorted_labels, order = self.seen_labels.sort(stable=True)
-            first = torch.searchsorted(sorted_labels, labels)
-            own = torch.searchsorted(sorted_labels, labels, right=True) - first
+        sorted_labels, order = self.seen_labels.sort(stable=True)
+        place = order.argsort()
+        labels = self.seen_labels[indices]
+        unknown = labels == _UNKNOWN
+        first = torch.where(unknown, place[indices], torch.searchsorted(sorted_labels, labels))
+        behind = torch.searchsorted(sorted_labels, labels, right=True)
+        own = torch.where(unknown, 1, behind - first)
         drawn = _draw(self.steps, indices, self.config.num_negatives)
         # Where no image of another class exists, there is nothing to draw from but one's own.
-        place = drawn % (self.num_samples - own).clamp(min=1)[:, None]
-        place = place + torch.where(place >= first[:, None], own[:, None], 0)
-        place = place.clamp(max=self.num_samples - 1)
-        return place if order is None else order[place]
+        chosen = drawn % (self.num_samples - own).clamp(min=1)[:, None]
+        chosen = chosen + torch.where(chosen >= first[:, None], own[:, None], 0)
+        return order[chosen.clamp(max=self.num_samples - 1)]
 
     def _scores(
         self,
@@ -209,6 +217,16 @@ class CRD(Method):
 
 def _unit(vectors: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
     return F.normalize(vectors.float())
+
+
+def _pure_classes(
+    labels: Float[Tensor, "batch classes"] | Int[Tensor, " batch"],
+) -> Int[Tensor, " batch"]:
+    """The class of each image, smoothed or not; unknown where it is mixed with another's."""
+    if labels.ndim == 1:
+        return labels
+    above = labels > labels.min(dim=1, keepdim=True).values
+    return torch.where(above.sum(dim=1) == 1, labels.argmax(dim=1), _UNKNOWN)
 
 
 def _draw(

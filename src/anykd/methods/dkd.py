@@ -46,6 +46,11 @@ class DKD(Method):
         """Training steps over which the term grows from 0 to its full weight."""
 
         @property
+        def scores_student(self) -> bool:
+            """Unless its weight is 0."""
+            return self.dkd_weight > 0
+
+        @property
         def needs_labels(self) -> bool:
             """The target class is a label's."""
             return True

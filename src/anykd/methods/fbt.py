@@ -20,8 +20,6 @@ from .base import Classifier, Method, MethodConfig, Paper
 __all__ = ["FBT"]
 
 _MIN_TEMPERATURE = 0.01
-_LOCALITY = {"conv": 0, "hybrid": 1, "attention": 2, "mlp": 2}
-"""How far a kind of model looks in its early stages: the more local one stands in front."""
 
 
 class _Knowledge(NamedTuple):
@@ -85,7 +83,8 @@ class FBT(Method):
     Departures, where the paper is silent: pairs without a convolutional model, or with two, put
     the student in front; the linear heads stand on the receiver's side; ``detach_fusion``,
     ``info_nce`` and ``shared_temperature`` have the defaults below; batch norms of a student's
-    tail keep their running statistics to unfused features.
+    tail keep their running statistics to unfused features; the vectors of InfoNCE are what each
+    model's own head pools, which is the class token of a ViT that has one.
 
     The paper's ablations: A ``fusion="patch_embed"``, B ``fusion="no_tail"``, C
     ``teacher_fusion_weight=0``, D ``teacher_student_weight=0``, E ``fusion_student_weight=0``, F
@@ -144,6 +143,12 @@ class FBT(Method):
         def reads_logits(self) -> bool:
             """Only the OFA terms do."""
             return self.ofa_weight > 0
+
+        @property
+        def scores_student(self) -> bool:
+            """Only the OFA terms of the links to the student do."""
+            to_student = self.teacher_student_weight > 0 or self.fusion_student_weight > 0
+            return self.ofa_weight > 0 and to_student
 
         @property
         def needs_labels(self) -> bool:
@@ -247,6 +252,8 @@ class FBT(Method):
         """The fusion: its accuracy should lie between the student's and the teacher's."""
         if self.l2g is None or self.teacher.num_classes != self.student.num_classes:
             return {}
+        if self.classifier is not None and not self.classifier.weight.requires_grad:
+            return {}
         return {
             "fusion": lambda images: self._fuse(self.student(images), self.teacher(images)).logits
         }
@@ -260,4 +267,4 @@ class FBT(Method):
 def _student_first(student: StagedModel, teacher: FrozenTeacher, order: str) -> bool:
     if order != "auto":
         return order == "student_first"
-    return _LOCALITY[student.kind] <= _LOCALITY[teacher.kind]
+    return student.kind == "conv" or teacher.kind != "conv"

@@ -30,6 +30,11 @@ class KD(Method):
         kd_weight: Annotated[NonNegativeFloat, Paper("1 in OFA-KD's tables")] = 1.0
         """Factor on the divergence from the teacher."""
 
+        @property
+        def scores_student(self) -> bool:
+            """Unless its weight is 0."""
+            return self.kd_weight > 0
+
     config: Config
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:

@@ -64,6 +64,8 @@ class OFA(Method):
         def _one_gamma_each(self) -> "OFA.Config":
             if len(set(self.stages)) != len(self.stages):
                 raise ValueError(f"stages holds a stage twice: {list(self.stages)}")
+            if not self.kd_weight and not (self.stages and self.branch_weight):
+                raise ValueError("neither logits nor branches are taught: use the method control")
             if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.stages) + 1:
                 raise ValueError(
                     f"gamma needs {len(self.stages) + 1} values (one for each stage, then the "
@@ -83,6 +85,11 @@ class OFA(Method):
             """Only where γ enhances the target class: 1 is the cross-entropy to the teacher."""
             enhanced = self.form == "paper" or any(gamma != 1 for gamma in self.gammas)
             return enhanced or super().needs_labels
+
+        @property
+        def scores_student(self) -> bool:
+            """Only the logits' own term does; branches read stages."""
+            return self.kd_weight > 0
 
     config: Config
 
@@ -113,8 +120,10 @@ class OFA(Method):
         labels = self.target_labels(batch, teacher)
         *stage_gammas, gamma = config.gammas
         options = {"temperature": config.temperature, "form": config.form}
-        loss = ofa_loss(student.logits, teacher.logits, labels, gamma=gamma, **options)
-        terms = {"ofa_logits": config.kd_weight * loss}
+        terms: Terms = {}
+        if config.kd_weight:
+            loss = ofa_loss(student.logits, teacher.logits, labels, gamma=gamma, **options)
+            terms["ofa_logits"] = config.kd_weight * loss
         for stage, branch, own_gamma in zip(
             config.stages, self.branches, stage_gammas, strict=True
         ):

@@ -2,7 +2,7 @@
 
 import inspect
 import textwrap
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -97,12 +97,26 @@ def describe_method(name: str) -> str:
     method, published = method_class(name), published_values(name)
     lines = [inspect.getdoc(method) or "", "", f'[method] name = "{name}"', ""]
     for key, field in method.Config.model_fields.items():
-        meaning = f"{field.description} Published: {published.get(key, 'not given')}."
+        published_value = published.get(key, "not given")
+        meaning = f"{field.description} {choices(field.annotation)}Published: {published_value}."
         lines += [
             f"{key} = {as_toml(field.default)}",
             textwrap.fill(meaning, 92, initial_indent="    ", subsequent_indent="    "),
         ]
+    lines += [
+        "",
+        "Where there are several [[method]] tables, each may also have `weight`, a factor on its",
+        "terms, and `teachers`, the numbers of those it learns from, counted from 1.",
+    ]
     return "\n".join(lines)
+
+
+def choices(annotation: Any) -> str:
+    """The values that a field may have, where these are a list of words; ends with a blank."""
+    if get_origin(annotation) is not Literal:
+        return ""
+    *others, last = (f"`{as_toml(value)}`" for value in get_args(annotation))
+    return f"{', '.join(others)} or {last}. "
 
 
 def as_toml(value: object) -> str:

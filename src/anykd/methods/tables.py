@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from anykd.config import FrozenConfig, recipe_error
 from anykd.errors import RecipeError
@@ -21,7 +21,7 @@ __all__ = ["MethodTable", "Place", "build_methods", "complete_tables", "read_tab
 class Place(FrozenConfig):
     """What a ``[[method]]`` table holds beside the fields of its method."""
 
-    weight: NonNegativeFloat = 1.0
+    weight: PositiveFloat = 1.0
     """Factor on each of the method's terms, but not on the task term, which all share."""
     teachers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     """Which of the ``[[teacher]]`` tables it learns from, counted from 1; None learns from all."""

@@ -86,7 +86,7 @@ def find_tail(staged: "StagedModel") -> Tail:
     raise ModelError(
         f"{staged.name} has no tail: its stage 4 cannot be run from its stage 3",
         hint="ResNet, MobileNet, EfficientNet, ConvNeXt, Swin, ViT, DeiT, Mixer and ResMLP have "
-        "one; the methods control, kd and ofa need none",
+        "one; every method but fbt does without",
     )
 
 

@@ -1,0 +1,61 @@
+"""What runs leave behind, and runs that are taken away before their end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor
+
+from anykd.data import Reader
+from anykd.experiment.run import _Run
+
+
+class InterruptionError(Exception):
+    """The process is taken away."""
+
+
+def summary(path: Path) -> dict[str, Any]:
+    return json.loads((path / "summary.json").read_text())
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    """The student that a run keeps."""
+    return load_file(path / "student" / "model.safetensors")
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run, without how long they took."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def assert_same_run(actual: Path, expected: Path) -> None:
+    torch.testing.assert_close(weights(actual), weights(expected), rtol=0, atol=0)
+    assert metrics(actual) == metrics(expected)
+    assert summary(actual) | {"seconds": 0} == summary(expected) | {"seconds": 0}
+
+
+def classes_by_timm(path: Path, reader: Reader) -> Tensor:
+    """The class that a run's student chooses for each image, as somebody without anykd has it."""
+    model = timm.create_model(f"local-dir:{path / 'student'}", pretrained=True).eval()
+    transform: Any = create_transform(**resolve_data_config(model=model), is_training=False)
+    images = torch.stack([transform(reader[i].image) for i in range(len(reader))])
+    with torch.no_grad():
+        return model(images).argmax(dim=1)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *, epoch: int, step: int) -> None:
+    """Let runs end with `InterruptionError` once a step is logged, until ``monkeypatch.undo``."""
+    log = _Run._log
+
+    def log_until(self: _Run, values: dict[str, Any]) -> None:
+        log(self, values)
+        if values["event"] == "step" and (values["epoch"], values["step"]) == (epoch, step):
+            raise InterruptionError
+
+    monkeypatch.setattr(_Run, "_log", log_until)
