@@ -291,6 +291,12 @@ class TestLabels:
             ([{"name": "kd", "task_weight": 0}, {"name": "dkd"}], True),
             ([{"name": "ofa", "task_weight": 0}, {"name": "fbt"}], False),
             ([{"name": "ofa", "task_weight": 0, "gamma": 1.2}, {"name": "fbt"}], True),
+            ([{"name": "ofa", "task_weight": 0, "form": "paper"}, {"name": "rsd"}], True),
+            ([{"name": "fbt", "task_weight": 0, "gamma": 1.2}, {"name": "kd"}], True),
+            (
+                [{"name": "fbt", "task_weight": 0, "gamma": 1.2, "ofa_weight": 0}, {"name": "kd"}],
+                False,
+            ),
             ([{"name": "crd", "task_weight": 0, "num_samples": 64}, {"name": "cc"}], False),
         ],
         ids=str,
