@@ -13,7 +13,7 @@ from anykd.methods import METHODS
 from tests.experiment.runs import CNN, DATA, anykd, short, train_vit
 
 CONSOLE_SCRIPT = Path(sys.executable).parent / "anykd"
-COMMANDS = ("demo", "distill", "train", "evaluate", "models", "methods")
+COMMANDS = ("demo", "distill", "plan", "train", "evaluate", "models", "methods")
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +162,17 @@ class TestBadInput:
     def test_teacher_of_other_classes_is_refused(self, teacher):
         error, hint = refused(*distill(teacher=teacher, data="digits"))
         assert error == f"{teacher} knows 4 classes, digits has 10"
-        assert f"anykd train --model {teacher} --data digits" in hint
+        assert "--teacher-head probe" in hint
+        assert "--teacher-head finetune" in hint
+        assert "rsd" in hint
 
-    def test_what_is_advised_for_a_teacher_of_other_classes_works(self, teacher):
-        _, hint = refused(*distill(teacher=teacher, data="synthetic:5x4"))
-        command = hint.removeprefix("fine-tune it first: anykd ").partition(",")[0].split()
-        assert anykd(*command, "--out", "tuned", *short()).code == 0
-        assert anykd(*distill(teacher="tuned", data="synthetic:5x4")).code == 0
+    @pytest.mark.parametrize("head", ["probe", "finetune"])
+    def test_what_is_advised_for_a_teacher_of_other_classes_works(self, teacher, head):
+        flags = ("--teacher-head", head)
+        if head == "finetune":
+            flags += ("--set", "teacher.finetune.epochs=1")
+        done = anykd(*distill(teacher=teacher, data="synthetic:5x4"), *flags)
+        assert done.code == 0, done.err
 
     def test_teacher_without_weights_is_refused(self):
         name = "swin_pico_patch4_window7_224"
@@ -196,20 +200,25 @@ class TestBadInput:
         assert error == "the method OFA needs a teacher"
         assert "--teacher" in hint
 
-    def test_model_of_fewer_than_four_stages_is_refused_with_their_number(self):
-        error, _ = refused("train", "--model", "pit_ti_224", "--data", DATA, "-o", "run")
-        assert error == "pit_ti_224 has 3 levels of features, 4 are needed"
+    def test_model_of_fewer_than_three_levels_is_refused_with_their_number(self):
+        error, _ = refused(
+            *("train", "--model", "vit_tiny_patch16_224", "--data", DATA, "-o", "run"),
+            *short("student.options={depth=2,patch_size=8}"),
+        )
+        expected = "vit_tiny_patch16_224 has 2 levels of features, 4 are needed, or 3 and a stem"
+        assert error == expected
 
     def test_model_without_a_tail_is_refused_by_fbt_with_what_has_one(self, tmp_path):
-        # A rotary position embedding must be handed to every block, which no sequence does.
-        name, options = "eva02_tiny_patch14_224", "{patch_size=8,embed_dim=24,depth=4,num_heads=2}"
+        # Its learnt rotary positions are handed to every block.
+        name = "vit_small_patch16_rope_mixed_224"
+        options = "{patch_size=8,embed_dim=24,depth=4,num_heads=2}"
         out = tmp_path / "teacher"
         sets = (f"student.options={options}",)
         trained = anykd("train", "--model", name, "--data", DATA, "-o", out, *short(*sets))
         assert trained.code == 0, trained.err
         error, hint = refused(*distill(teacher=out, method="fbt"))
-        assert error == f"{name} has no tail: its stage 4 cannot be run from its stage 3"
-        assert "ResNet" in hint
+        assert error == f"{name} has no tail: its stage 4 is given more than its stage 3"
+        assert "docs/reference/models.md" in hint
         assert "every method but fbt does without" in hint
         assert anykd(*distill(teacher=out, method="ofa")).code == 0
 
@@ -267,8 +276,11 @@ class TestBadInput:
         assert "--data" in hint
 
     def test_evaluating_on_other_classes_is_refused(self, teacher):
-        error, _ = refused("evaluate", teacher, "--data", "digits")
+        error, hint = refused("evaluate", teacher, "--data", "digits")
         assert error == f"{teacher} knows 4 classes, digits has 10"
+        command = hint.removeprefix("train it for these: anykd ").split()
+        assert anykd(*command, "--out", "tuned", *short("data.limit=40")).code == 0
+        assert anykd("evaluate", "tuned", "--data", "digits").code == 0
 
     def test_value_of_the_wrong_kind_is_told(self):
         done = anykd("train", "--model", "resnet18", "--data", DATA, "--epochs", "x")

@@ -119,6 +119,7 @@ class TestRun:
             "recipe.toml",
             "environment.json",
             "metrics.jsonl",
+            "plan.json",
             "checkpoint",
             "student",
             "summary.json",
@@ -252,8 +253,9 @@ class TestAccuracy:
             *("--method", "kd", "--out", tmp_path / "run", *short(CNN)),
         )
         (finding,) = summary(tmp_path / "run")["findings"]
-        assert "where chance is 25.00 %" in finding
-        assert f"warning: {finding}" in done.err
+        assert finding["code"] == "teacher-near-chance"
+        assert "where chance is 25.00 %" in finding["message"]
+        assert f"warning: {finding['message']}" in done.err
 
 
 class TestResume:

@@ -101,7 +101,7 @@ def test_builders_have_the_arguments_of_the_design():
     assert built["name"] == (POSITIONAL, EMPTY)
     assert {"num_classes", "image_size", "pretrained"} <= set(built)
     assert built["pretrained"] == (KEYWORD, False)
-    assert built["timm_kwargs"][0] == "**"
+    assert built["options"][0] == "**"
     names = [name for name, _, _ in arguments(build_method)]
     assert names == ["name", "student", "teacher", "options"]
 

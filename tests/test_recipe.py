@@ -417,3 +417,40 @@ class TestFindKey:
     def test_does_not_guess_which_of_several_methods_is_meant(self, name):
         with pytest.raises(RecipeError, match=f"no setting is called '{name}'"):
             find_key(name, method=None)
+
+
+class TestModelTables:
+    @pytest.mark.parametrize("table", ["student", "teacher"])
+    def test_say_how_a_model_sees_images(self, table):
+        values = {"name": "x", "mean": 0.5, "std": [0.1, 0.2, 0.3], "interpolation": "bilinear"}
+        found = recipe(**{table: values})
+        config = found.student if table == "student" else found.teachers[0]
+        assert config.build_options() == {
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.1, 0.2, 0.3),
+            "interpolation": "bilinear",
+        }
+        assert Recipe.from_dict(tomllib.loads(found.to_toml())) == found
+
+    def test_leave_what_is_not_said_to_the_model(self):
+        assert recipe().student.build_options() == {}
+
+    @pytest.mark.parametrize(
+        ("values", "path"),
+        [
+            ({"std": 0}, "student.std: std divides"),
+            ({"std": [0.5, 0.5, -1]}, "student.std: std divides"),
+            ({"crop_pct": 0}, "student.crop_pct: "),
+            ({"crop_pct": 1.1}, "student.crop_pct: "),
+            ({"interpolation": "lanczos"}, "student.interpolation: "),
+            ({"mean": [0.5, 0.5]}, "student.mean: "),
+        ],
+    )
+    def test_refuse_what_no_model_can_see_by(self, values, path):
+        assert str(refused(student={"name": "x"} | values)).startswith(path)
+
+    def test_a_head_that_is_trained_brings_its_defaults(self):
+        finetune = recipe(teacher={"name": "x", "head": "finetune"}).teachers[0].finetune
+        assert finetune is not None
+        assert (finetune.epochs, finetune.peak_lr, finetune.batch_size) == (10, 1e-4, None)
+        assert recipe(teacher={"name": "x", "head": "probe"}).teachers[0].finetune is None

@@ -162,3 +162,27 @@ def test_summary_is_read_back_or_missed(run):
     run.write_json(run.summary, {"top1": 81.61})
     assert run.finished
     assert run.read_summary() == {"top1": 81.61}
+
+
+class TestTeachers:
+    def test_have_names_by_number(self, tmp_path):
+        directory = RunDir(tmp_path)
+        assert directory.teacher(1).path == tmp_path / "teacher"
+        assert directory.teacher(2).path == tmp_path / "teacher_2"
+        assert directory.teacher_head(1) == tmp_path / "teacher_head.safetensors"
+        assert directory.teacher_head(2) == tmp_path / "teacher_2_head.safetensors"
+
+    def test_that_are_being_trained_are_something_to_resume(self, tmp_path):
+        directory = RunDir(tmp_path)
+        directory.write_text(directory.recipe, "")
+        directory.require_new()  # it came to nothing
+        directory.teacher(2).path.mkdir()
+        directory.require_unfinished()
+        with pytest.raises(CheckpointError, match="holds an unfinished run"):
+            directory.require_new()
+
+    def test_of_which_only_the_head_was_kept_are_not(self, tmp_path):
+        directory = RunDir(tmp_path)
+        directory.write_text(directory.recipe, "")
+        directory.teacher_head(1).write_text("")
+        directory.require_new()

@@ -4,7 +4,9 @@ Results go to standard output, progress and errors to standard error. Exit statu
 2 something that the user can mend. torch and timm take seconds to import, so commands import them.
 """
 
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +36,25 @@ Set = Annotated[
     typer.Option("--set", help="Replace one value of the recipe, e.g. train.peak_lr=5e-4."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Train in spite of errors that the plan finds.")
+]
+Teacher = Annotated[
+    list[str] | None,
+    typer.Option(help="Run directory, or a timm name with weights. Several may be given."),
+]
+TeacherHead = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the teacher's classes are not the data's: probe fits a linear head on its "
+        "features, finetune trains it first."
+    ),
+]
+Student = Annotated[str | None, typer.Option(help="timm name, or a run directory.")]
+MethodNames = Annotated[
+    list[str] | None,
+    typer.Option("--method", help="See `anykd methods`. Several: ofa+fitnet. [default: ofa]"),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training set.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images per optimiser step.")]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels that the models see.")]
@@ -72,16 +93,11 @@ def demo(
 @app.command()
 def distill(
     recipe: RecipeArgument = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(help="Run directory, or a timm name with weights. Several may be given."),
-    ] = None,
-    student: Annotated[str | None, typer.Option(help="timm name, or a run directory.")] = None,
+    teacher: Teacher = None,
+    student: Student = None,
     data: Data = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="See `anykd methods`. Several: ofa+fitnet. [default: ofa]"),
-    ] = None,
+    teacher_head: TeacherHead = None,
+    method: MethodNames = None,
     out: Out = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -89,17 +105,67 @@ def distill(
     seed: Seed = None,
     overrides: Set = None,
     resume: Resume = False,
+    force: Force = False,
 ) -> None:
     """Train a student from a teacher and write the run to --out."""
-    flags = {
+    if not method and recipe is None and not resume:
+        method = ["ofa"]
+    flags = _distill_flags(teacher, student, teacher_head, method)
+    common = _common_flags(data, epochs, batch_size, image_size, seed)
+    _train(recipe, flags | common, overrides, out, resume, force)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    data: Data = None,
+    teacher_head: TeacherHead = None,
+    method: MethodNames = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    image_size: ImageSize = None,
+    seed: Seed = None,
+    overrides: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Training steps to measure; 0 measures nothing.")
+    ] = 5,
+) -> None:
+    """Show what distilling would do and cost, and every misfit found; nothing is written.
+
+    The exit status is 2 where something is wrong that would stop it.
+    """
+    from anykd.experiment import load_recipe, make_plan
+
+    if not method and recipe is None:
+        method = ["ofa"]
+    flags = _distill_flags(teacher, student, teacher_head, method)
+    common = _common_flags(data, epochs, batch_size, image_size, seed)
+    made = make_plan(load_recipe(recipe, flags | common, overrides or []), steps=steps)
+    if as_json:
+        typer.echo(json.dumps(made.to_dict(), indent=2))
+    else:
+        width = min(shutil.get_terminal_size().columns, 100)
+        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        typer.echo(made.text(width=width, color=color))
+    if made.errors:
+        raise typer.Exit(2)
+
+
+def _distill_flags(
+    teacher: list[str] | None,
+    student: str | None,
+    teacher_head: str | None,
+    method: list[str] | None,
+) -> dict[str, Any]:
+    return {
         "teacher.name": teacher or None,
+        "teacher.head": teacher_head,
         "student.name": student,
         "method.name": [name for names in method for name in names.split("+")] if method else None,
     }
-    if not method and recipe is None and not resume:
-        flags["method.name"] = "ofa"
-    common = _common_flags(data, epochs, batch_size, image_size, seed)
-    _train(recipe, flags | common, overrides, out, resume)
 
 
 @app.command()
@@ -114,11 +180,12 @@ def train(
     seed: Seed = None,
     overrides: Set = None,
     resume: Resume = False,
+    force: Force = False,
 ) -> None:
     """Train one model with labels alone, a teacher or a baseline, and write the run to --out."""
     flags = {"student.name": model, "method.name": None if resume else "control"}
     common = _common_flags(data, epochs, batch_size, image_size, seed)
-    _train(recipe, flags | common, overrides, out, resume)
+    _train(recipe, flags | common, overrides, out, resume, force)
 
 
 def _common_flags(
@@ -143,13 +210,14 @@ def _train(
     overrides: list[str] | None,
     out: Path | None,
     resume: bool,
+    force: bool,
 ) -> None:
     from anykd.experiment import load_recipe, run
 
     if resume and recipe is None and out is None:
         raise AnykdError("--resume does not say which run", hint="give its folder: --out DIR")
     loaded = load_recipe(recipe, flags, overrides or [], resume_from=out if resume else None)
-    result = run(loaded, out, resume=resume)
+    result = run(loaded, out, resume=resume, force=force)
     found = result.summary
     if "top1" in found:
         said = f"top-1 {found['top1']:.2f} %"
@@ -170,13 +238,27 @@ def _print_once(text: str) -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run directory, or a timm name with weights.")],
     data: Data = None,
+    weights: Annotated[str | None, typer.Option(help="File of weights for that name.")] = None,
+    split: Annotated[
+        str, typer.Option(help="Which images: val (held out), train, or all of them.")
+    ] = "val",
     image_size: ImageSize = None,
     overrides: Set = None,
 ) -> None:
-    """Score a model or a finished run on held-out images."""
+    """Score a model or a finished run on held-out images, or others by --split.
+
+    --set changes the run's recipe, in which the model is the student: --set student.mean=0.5.
+    """
     from anykd.experiment import evaluate_model
 
-    found = evaluate_model(model, data, image_size=image_size, overrides=overrides or [])
+    found = evaluate_model(
+        model,
+        data,
+        image_size=image_size,
+        weights=weights,
+        split=split,
+        overrides=overrides or [],
+    )
     _print_once(
         f"top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  "
         f"loss {found.loss:.4f}  {found.num_samples} images"
@@ -186,14 +268,26 @@ def evaluate(
 @app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="Shell pattern, such as '*vit*tiny*'.")] = "*",
+    image_size: Annotated[
+        int | None, typer.Option(help="Show the four stages at so many pixels.")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="An option of the models: patch_size=4.")
+    ] = None,
 ) -> None:
-    """List the models that can be built by name."""
-    from anykd.models import model_names
+    """List the models that can be built by name, or show what they are like at an image size."""
+    from anykd.models import describe_models, model_names
 
-    names = model_names(pattern)
+    names = [pattern] if ":" in pattern else model_names(pattern)
     if not names:
         raise AnykdError(f"no model matches {pattern!r}", hint="patterns are like '*mobilenet*'")
-    typer.echo("\n".join(names))
+    if image_size is None and not options:
+        typer.echo("\n".join(names))
+        return
+    from anykd.recipe import apply_overrides
+
+    for line in describe_models(names, image_size, **apply_overrides({}, options or [])):
+        typer.echo(line)
 
 
 @app.command()

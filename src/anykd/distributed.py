@@ -1,14 +1,25 @@
 """Sums and gatherings over ranks. On one process each of them does nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-__all__ = ["first_rank_first", "gather_batch", "rank", "sum_over_ranks", "world_size"]
+__all__ = [
+    "first_rank_first",
+    "from_first_rank",
+    "gather_batch",
+    "rank",
+    "sum_over_ranks",
+    "wait_for_all",
+    "world_size",
+]
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -39,6 +50,25 @@ def first_rank_first() -> Iterator[None]:
     finally:
         if rank() == 0 and world_size() > 1:
             dist.barrier()
+
+
+def wait_for_all() -> None:
+    """Wait until every rank has come here, such as for files that the first one writes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def from_first_rank(make: Callable[[], T]) -> T:
+    """Compute something on the first rank alone, and give it to all.
+
+    Args:
+        make: What to compute; the others wait for it.
+    """
+    if world_size() == 1:
+        return make()
+    made = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(made, src=0)
+    return made[0]  # pyright: ignore[reportReturnType]
 
 
 class _Gather(torch.autograd.Function):

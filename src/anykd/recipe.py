@@ -2,16 +2,19 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import (
     BaseModel,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
+    model_validator,
 )
 
 from anykd.config import FrozenConfig, recipe_error
@@ -25,34 +28,128 @@ __all__ = ["ModelConfig", "Recipe", "TeacherConfig", "apply_overrides", "find_ke
 ImageSize = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
-class ModelConfig(FrozenConfig):
-    """The ``[student]`` table: a model by name."""
+Channels = float | tuple[float, float, float]
+
+
+class _ModelTable(FrozenConfig):
+    """What the tables of student and teacher share: which model it is, and how it sees images."""
 
     name: str
     """A timm architecture, ``hf-hub:NAME``, or a run directory."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed on to ``timm.create_model``, such as ``patch_size = 4``."""
+    stem: Literal["small"] | None = None
+    """For CNNs of timm on small images: nothing before the first stage shrinks them, and a first
+    convolution that is large or cuts patches becomes 3x3, with random weights. None leaves it."""
     image_size: ImageSize | None = None
-    """Pixels that this model sees; None takes the recipe's, then the model's own."""
-    pretrained: bool = False
-    """Start from the weights that belong to the name."""
-    weights: str | None = None
-    """Start from the weights of this file."""
-
-
-class TeacherConfig(FrozenConfig):
-    """The ``[teacher]`` table: a model with weights."""
-
-    name: str
-    """A timm architecture with pretrained weights, ``hf-hub:NAME``, or a run directory."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Passed on to ``timm.create_model``."""
-    image_size: ImageSize | None = None
-    """Pixels that this model sees; None takes the recipe's, or a run directory's own."""
+    """Pixels that this model sees; None takes the recipe's, then the model's own. A run directory
+    that teaches keeps its own."""
+    mean: Channels | None = None
+    """Subtracted from RGB in [0, 1]: three numbers, or one for all; None takes the model's own."""
+    std: Channels | None = None
+    """Divides what is left after that; None takes the model's own."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    """How this model's images are resized to its size; None takes the model's own."""
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Evaluation: share of the resized image's short side that the centre crop keeps for this
+    model. None takes ``augment.crop_pct`` in a run, and the model's own in ``anykd evaluate``."""
     weights: str | None = None
     """Take the weights of this file instead of those that belong to the name."""
+
+    @field_validator("std")
+    @classmethod
+    def _std_is_positive(cls, std: Channels | None) -> Channels | None:
+        if std is not None and min(_three(std)) <= 0:
+            raise ValueError(f"std divides, so it must be above 0, got {std}")
+        return std
+
+    def build_options(self) -> dict[str, Any]:
+        """What `create_staged` is told of stem and view, where they are not the model's own."""
+        given = {
+            "stem": self.stem,
+            "mean": None if self.mean is None else _three(self.mean),
+            "std": None if self.std is None else _three(self.std),
+            "interpolation": self.interpolation,
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+
+def _three(channels: Channels) -> tuple[float, float, float]:
+    return channels if isinstance(channels, tuple) else (channels, channels, channels)
+
+
+class ModelConfig(_ModelTable):
+    """The ``[student]`` table: a model by name."""
+
+    pretrained: bool = False
+    """Start from the weights that belong to the name."""
+
+
+class FinetuneConfig(FrozenConfig):
+    """The ``[teacher.finetune]`` table: how a teacher is trained before it teaches.
+
+    Whatever else the ``[train]`` table says holds for the teacher too.
+    """
+
+    epochs: PositiveInt = 10
+    """Passes over the training set."""
+    peak_lr: PositiveFloat = 1e-4
+    """Learning rate after warm-up."""
+    batch_size: PositiveInt | None = None
+    """Images per optimiser step, over all ranks; None takes ``train.batch_size``."""
+    optimizer: str = "adamw"
+    """Name of a timm optimiser."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Weight decay; biases, norms and what the model names itself are left alone."""
+    warmup_epochs: NonNegativeFloat | None = None
+    """Epochs of linear warm-up, fewer than epochs; None takes a tenth of them, 5 at most."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends_before_training(self) -> "FinetuneConfig":
+        if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be below epochs = {self.epochs}, got {self.warmup_epochs}"
+            )
+        return self
+
+
+class TeacherConfig(_ModelTable):
+    """The ``[teacher]`` table: a model with weights."""
+
     weight: PositiveFloat = 1.0
     """Factor on the terms that learn from this teacher."""
+    classes: str | tuple[int | str, ...] | None = None
+    """Which of the teacher's classes the data's are, in the data's order: indices or names, or the
+    path of a text file with one a line. None finds them by name."""
+    head: Literal["probe", "finetune"] | None = None
+    """A new head for the data's classes. probe: a linear classifier, fitted on the teacher's pooled
+    features. finetune: the whole teacher is trained first. None keeps its own classifier."""
+    head_samples: PositiveInt = 20_000
+    """Training images that a probe is fitted on, at most; each class has its share."""
+    finetune: FinetuneConfig | None = None
+    """How the teacher is trained first; filled in where ``head = "finetune"``, else not there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finetuning_is_complete(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("head") == "finetune":
+            return {"finetune": {}} | values
+        return values
+
+    @model_validator(mode="after")
+    def _one_way_to_the_classes(self) -> "TeacherConfig":
+        if self.classes is not None and self.head is not None:
+            raise ValueError(
+                "classes chooses among the teacher's own, and head makes new ones: give one of them"
+            )
+        if self.finetune is not None and self.head != "finetune":
+            raise ValueError('a finetune table goes with head = "finetune"')
+        return self
+
+    def as_student(self) -> ModelConfig:
+        """The same model as one that is trained, from the same weights."""
+        shared = {key: getattr(self, key) for key in _ModelTable.model_fields}
+        return ModelConfig(**shared, pretrained=self.weights is None)
 
 
 class Recipe(FrozenConfig):
@@ -105,13 +202,7 @@ class Recipe(FrozenConfig):
         try:
             return cls(**values)
         except ValidationError as error:
-            location = error.errors()[0]["loc"]
-            field = cls.model_fields.get(str(location[0]))
-            table = None if field is None else _table_of(field.annotation)
-            known = _keys() if table is None else table.model_fields
-            raise recipe_error(
-                error, table="", known=known, depth=2 if table else 1, source=source
-            ) from None
+            raise _complaint(error, cls, "", source) from None
 
     def to_toml(self) -> str:
         """Write the recipe as TOML; reading it gives the same recipe."""
@@ -123,9 +214,9 @@ class Recipe(FrozenConfig):
         return tomli_w.dumps(values)
 
 
-def _keys() -> list[str]:
-    """The tables and keys of a recipe, as they are written."""
-    return [field.alias or key for key, field in Recipe.model_fields.items()]
+def _keys(config: type[BaseModel]) -> list[str]:
+    """The tables and keys of a config, as they are written."""
+    return [field.alias or key for key, field in config.model_fields.items()]
 
 
 def _tables(value: Any) -> list[Any]:
@@ -140,9 +231,19 @@ def _read_teachers(tables: list[Any], source: str) -> tuple[TeacherConfig, ...]:
         try:
             teachers.append(TeacherConfig.model_validate(table))
         except ValidationError as error:
-            known = TeacherConfig.model_fields
-            raise recipe_error(error, table=path, known=known, source=source) from None
+            raise _complaint(error, TeacherConfig, path, source) from None
     return tuple(teachers)
+
+
+def _complaint(
+    error: ValidationError, config: type[BaseModel], path: str, source: str
+) -> RecipeError:
+    """Say what is wrong with a table, or with a table in it."""
+    location = error.errors()[0]["loc"]
+    field = config.model_fields.get(str(location[0])) if location else None
+    table = None if field is None else _table_of(field.annotation)
+    known = _keys(config if table is None else table)
+    return recipe_error(error, table=path, known=known, depth=2 if table else 1, source=source)
 
 
 def _table_of(annotation: Any) -> type[BaseModel] | None:
@@ -234,7 +335,7 @@ def find_key(name: str, *, method: str | None) -> str:
     Raises:
         RecipeError: If no table has such a key, or several have.
     """
-    if name in _keys():
+    if name in _keys(Recipe):
         return name
     tables: dict[str, type[BaseModel]] = {
         "train": TrainConfig,

@@ -3,10 +3,14 @@
 ::
 
     RUN/recipe.toml        the recipe with every default filled in; itself a valid recipe
+    RUN/plan.json          who teaches what, and what was found amiss before training
     RUN/environment.json   versions, hardware, commit and command
     RUN/metrics.jsonl      one line for every logged step and every epoch
     RUN/checkpoint/        last.pt, which --resume continues from; best.safetensors
     RUN/student/           model.safetensors and config.json, which timm loads
+    RUN/teacher_head.safetensors   a linear head that was fitted for the teacher; of the second
+                           teacher: teacher_2_head.safetensors
+    RUN/teacher/           the run that trained the teacher first; of the second: teacher_2/
     RUN/summary.json       the numbers; written last, so it marks a finished run
 """
 
@@ -56,12 +60,34 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.recipe = self.path / "recipe.toml"
+        self.plan = self.path / "plan.json"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
         self.last = self.path / "checkpoint" / "last.pt"
         self.best = self.path / "checkpoint" / "best.safetensors"
         self.student = self.path / "student"
         self.summary = self.path / "summary.json"
+
+    def teacher(self, number: int) -> "RunDir":
+        """The run that trains a teacher first.
+
+        Args:
+            number: Of the teacher, counted from 1.
+        """
+        return RunDir(self.path / _numbered(number))
+
+    def teacher_head(self, number: int) -> Path:
+        """The linear head that was fitted for a teacher.
+
+        Args:
+            number: Of the teacher, counted from 1.
+        """
+        return self.path / f"{_numbered(number)}_head.safetensors"
+
+    @property
+    def trains_teachers(self) -> bool:
+        """Whether a teacher has been trained here, or been begun to."""
+        return any(path.is_dir() for path in self.path.glob("teacher*"))
 
     @property
     def finished(self) -> bool:
@@ -82,7 +108,7 @@ class RunDir:
             raise CheckpointError(
                 f"{self.path} holds a finished run", hint="give another folder: --out DIR"
             )
-        if self.recipe.is_file() and not self.last.is_file():
+        if self.recipe.is_file() and not self.last.is_file() and not self.trains_teachers:
             return  # it ended before its first checkpoint: there is nothing to lose
         if self.recipe.is_file():
             raise CheckpointError(
@@ -102,7 +128,7 @@ class RunDir:
                 f"{self.path} is finished, there is nothing to resume",
                 hint=f"its numbers are in {self.summary}",
             )
-        if not self.last.is_file():
+        if not self.last.is_file() and not self.trains_teachers:
             raise CheckpointError(
                 f"{self.path} has no checkpoint to resume from",
                 hint="start it without --resume",
@@ -144,6 +170,10 @@ class RunDir:
         lines = self.metrics.read_text().splitlines(keepends=True)
         kept = "".join(line for line in lines if _epoch_of(line) < epochs)
         self.write_text(self.metrics, kept)
+
+
+def _numbered(teacher: int) -> str:
+    return "teacher" if teacher == 1 else f"teacher_{teacher}"
 
 
 def _epoch_of(line: str) -> float:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from anykd.data import DataConfig, Reader, open_data
+from anykd.data import DataConfig, Reader, open_data, open_split
 from anykd.errors import DataError
 from tests.data.readers import labels_of
 
@@ -133,3 +133,32 @@ class TestUnknownSpecs:
 def test_config_refuses(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         DataConfig(**{"source": "digits"} | wrong)
+
+
+class TestOpenSplit:
+    SOURCE = "synthetic:3x8"
+
+    def test_val_is_what_is_held_out(self):
+        config = DataConfig(source=self.SOURCE)
+        assert open_split(config, "val").val.labels == open_data(config).val.labels
+
+    def test_train_is_what_is_trained_on(self):
+        config = DataConfig(source=self.SOURCE, limit=9)
+        assert len(open_split(config, "train").val) == 9
+
+    def test_all_is_both_whatever_the_limit(self):
+        config = DataConfig(source=self.SOURCE, limit=9)
+        whole, splits = open_split(config, "all").val, open_data(DataConfig(source=self.SOURCE))
+        assert len(whole) == 24 + 6
+        assert labels_of(whole) == labels_of(splits.train) + labels_of(splits.val)
+        for position, (part, own) in {0: (splits.train, 0), 29: (splits.val, 5)}.items():
+            sample = whole[position]
+            assert (sample.index, sample.label) == (position, part[own].label)
+            assert np.array_equal(np.asarray(sample.image), np.asarray(part[own].image))
+
+    def test_all_of_what_is_not_divided_holds_nothing_out(self, write_images):
+        folder = write_images(cat=1, dog=1)
+        config = DataConfig(source=str(folder))
+        with pytest.raises(DataError, match="too few to hold some out"):
+            open_split(config, "val")
+        assert len(open_split(config, "all").val) == 2

@@ -6,7 +6,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from anykd.engine import Listener, TrainConfig
-from anykd.engine.optim import build_ema, build_optimizer, ema_finding, learning_rate
+from anykd.engine.optim import build_ema, build_optimizer, learning_rate
 from anykd.errors import RecipeError
 from anykd.methods import Method
 from anykd.models import create_staged
@@ -142,21 +142,3 @@ class TestEma:
         average = running.ema.module.state_dict()["model.head.weight"]
         now = student.model.head.weight.detach()
         assert (now - average).norm() < 0.7 * (now - start).norm()
-
-    def test_that_hardly_leaves_the_first_weights_is_told(self):
-        slow = TrainConfig(ema_decay=0.99996, ema_warmup=False)
-        finding = ema_finding(slow, num_steps=100)
-        assert finding is not None
-        assert "leaves 100% of the first weights" in finding
-        assert "ema_warmup = true" in finding
-        assert ema_finding(slow, num_steps=200_000) is None
-
-    @pytest.mark.parametrize(
-        "options", [{}, {"ema_decay": 0.99996}, {"ema_decay": 0.9, "ema_warmup": False}]
-    )
-    def test_that_works_is_not_told(self, options):
-        assert ema_finding(TrainConfig(**options), num_steps=100) is None
-
-    def test_finding_reaches_the_trainer(self):
-        running = trainer(method("control", vit()), ema_decay=0.99996, ema_warmup=False)
-        assert len(running.findings) == 1

@@ -71,7 +71,7 @@ def near(folder) -> Path:
 def far(folder) -> Path:
     """A teacher of other classes, another width and larger images."""
     done = anykd(
-        *("train", "--model", "vit_tiny_patch16_224", "--data", "synthetic:6x8"),
+        *("train", "--model", "vit_tiny_patch16_224", "--data", "synthetic:3x16"),
         *("--out", folder / "far", *short(OTHER_VIT), "--image-size", 48),
     )
     assert done.code == 0, done.err
@@ -130,7 +130,11 @@ class TestRun:
     def test_scores_the_teacher_of_its_classes_and_names_the_other(self, finished, near, far):
         first, second = summary(finished)["teachers"]
         assert first["top1"] == summary(near)["top1"]
-        assert second == {"name": "vit_tiny_patch16_224", "source": str(far)}
+        assert second == {
+            "name": "vit_tiny_patch16_224",
+            "source": str(far),
+            "classes": "none needed",
+        }
 
     def test_sums_up_all_methods_by_their_names(self, finished):
         assert summary(finished)["method"] == "ofa+fitnet+crd"
@@ -186,8 +190,8 @@ class TestTeachersOfOtherClasses:
             *("--method", "kd", "--out", tmp_path / "run", *short(CNN)),
         )
         assert done.code == 2
-        assert f"error: {far} knows 6 classes, {DATA} has 4\n" in done.err
-        assert "fine-tune it first: anykd train" in done.err
+        assert f"error: {far} knows 3 classes, {DATA} has 4\n" in done.err
+        assert "--teacher-head probe" in done.err
         assert "or let only methods that compare features learn from it, such as rsd" in done.err
         assert not (tmp_path / "run").exists()
 
@@ -197,7 +201,9 @@ class TestTeachersOfOtherClasses:
     def test_teach_their_features(self, far, tmp_path, method, sets):
         path = distill_cnn(tmp_path / "run", far, *sets, "method.task_weight=1", method=method)
         found = summary(path)
-        assert found["teachers"] == [{"name": "vit_tiny_patch16_224", "source": str(far)}]
+        (teacher,) = found["teachers"]
+        assert (teacher["source"], teacher["classes"]) == (str(far), "none needed")
+        assert "top1" not in teacher
         assert found["num_samples"] == 16
         assert 0 <= found["top1"] <= 100
         assert found["findings"] == []
@@ -242,8 +248,16 @@ class TestRefusals:
                 "no method learns from teacher 2",
                 "remove it, or change `teachers`",
             ),
-            ("method.1.teachers=[2]", "knows 6 classes, synthetic:4x16 has 4", "fine-tune it"),
-            ("method.2.kd_weight=1", "knows 6 classes, synthetic:4x16 has 4", "fine-tune it"),
+            (
+                "method.1.teachers=[2]",
+                "knows 3 classes, synthetic:4x16 has 4",
+                "--teacher-head probe",
+            ),
+            (
+                "method.2.kd_weight=1",
+                "knows 3 classes, synthetic:4x16 has 4",
+                "--teacher-head probe",
+            ),
             (
                 "method.3.num_samples=63",
                 "num_samples is 63, but there are 64 training images",

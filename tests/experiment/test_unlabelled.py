@@ -119,7 +119,7 @@ class TestAgreement:
         assert found["best_agreement"] == best == epochs[found["best_epoch"] - 1]["agreement"]
 
     def test_goes_with_a_teacher_that_is_named_and_not_scored(self, finished, teacher):
-        named = {"name": "vit_tiny_patch16_224", "source": str(teacher)}
+        named = {"name": "vit_tiny_patch16_224", "source": str(teacher), "classes": "own"}
         assert summary(finished)["teachers"] == [named]
 
     def test_goes_without_a_task_term(self, finished):
@@ -192,7 +192,7 @@ class TestNotScored:
         assert not {key for key in found if key.endswith(("top1", "agreement", "epoch"))}
         assert "num_samples" not in found
         (finding,) = found["findings"]
-        assert finding.startswith("no term trains the student's classifier")
+        assert finding["code"] == "untrained-classifier"
         epochs = [line for line in metrics(unscored) if line["event"] == "epoch"]
         assert epochs == [{"event": "epoch", "epoch": 0}, {"event": "epoch", "epoch": 1}]
 

@@ -171,7 +171,7 @@ class TestForward:
         def count(name: str):
             def hook(module, args) -> None:
                 calls[name] += 1
-                assert torch.equal(args[0], batch.images)
+                assert torch.equal(args[0].images, batch.images)
 
             return hook
 

@@ -539,3 +539,53 @@ def test_training_step_is_one_graph_for_the_compiler():
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == NAMES
+
+
+class TestJoins:
+    """What a plan shows of where student and teacher meet."""
+
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        accepted(
+            TAUGHT,
+            *({}, {"kd_weight": 0}, {"stages": (3,)}, {"info_nce_weight": 0}),
+            *({"ofa_weight": 0}, {"shared_temperature": True}, {"fusion": "no_tail"}),
+            *({"fusion": "patch_embed"}, {"heads": "always"}, {"order": "teacher_first"}),
+            *({"prompt_stages": (2,)}, {"feedback": "none"}, {"branch_design": "token"}),
+            {"teacher_fusion_weight": 0, "fusion_student_weight": 0},
+        ),
+    )
+    def test_hold_all_parameters_beside_the_students(self, name, options, pair):
+        method = build_small(name, *small_pair(*pair), **options)
+        own = sum(p.numel() for p in method.parameters())
+        own -= sum(p.numel() for p in method.student.parameters())
+        joins = method.joins()
+        assert joins
+        assert sum(join.parameters for join in joins) == own
+        assert all(join.how for join in joins)
+
+    def test_stand_where_the_shapes_are(self, name, pair):
+        if name not in TAUGHT:
+            pytest.skip("learns from labels alone")
+        student, teacher = small_pair(*pair)
+        joins = build_small(name, student, teacher).joins()
+        # The fusion of FBT is a third model, with a vector of its own.
+        for join in (j for j in joins if "fusion:" not in j.how and "fusion →" not in j.how):
+            for place, shape, model in (
+                (join.place, join.student, student),
+                (join.target, join.teacher, teacher),
+            ):
+                at = {"stages": (), "pooled": (model.width,), "logits": (model.num_classes,)}
+                at |= dict(enumerate(model.shapes, start=1))
+                assert shape == at[place]
+
+    def test_of_a_combination_are_those_of_its_parts_with_their_names(self):
+        student, teacher = small_pair("cnn", "vit")
+        tables = read_tables([{"name": "fitnet"}, {"name": "kd"}])
+        second = FrozenTeacher(small("swin", 3))
+        method = build_methods(tables, student, [(teacher, 1.0), (second, 1.0)])
+        joins = method.joins()
+        names = list(dict.fromkeys(join.part for join in joins))
+        assert names == [f"{m}, teacher {t}" for m in ("FitNet", "KD") for t in (1, 2)]
+        own = sum(p.numel() for p in method.get_submodule("methods").parameters())
+        assert sum(join.parameters for join in joins) == own

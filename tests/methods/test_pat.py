@@ -458,7 +458,7 @@ class TestGuard:
         assert build("cnn", teacher, guard="logits").guards_logits
 
     def test_of_a_teacher_without_a_tail_compares_maps(self):
-        teacher = FrozenTeacher(create_staged("xcit_nano_12_p16_224", num_classes=5, image_size=64))
+        teacher = FrozenTeacher(create_staged("pit_ti_224", num_classes=5, image_size=64))
         method = build_method("pat", small("cnn", 1), teacher, region_width=32)
         assert isinstance(method, PAT)
         assert not method.guards_logits

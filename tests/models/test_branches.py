@@ -25,9 +25,13 @@ def map_branch(stage: int) -> MapBranch:
     return MapBranch(stage, RESNET18[stage], width=768, num_classes=100)
 
 
-def token_branch(stage: int, shape=(192, 14, 14), width: int = 192, target_grid=7) -> TokenBranch:
+def token_branch(
+    stage: int, shape=(192, 14, 14), width: int = 192, target_grid=7, **prefix
+) -> TokenBranch:
     """Of DeiT-T at 224 pixels, 100 classes."""
-    return TokenBranch(stage, shape, width=width, num_classes=100, target_grid=target_grid)
+    return TokenBranch(
+        stage, shape, width=width, num_classes=100, target_grid=target_grid, **prefix
+    )
 
 
 class TestMapBranch:
@@ -137,11 +141,26 @@ class TestTokenBranch:
             assert block.attn.get_submodule("qkv").bias is None
 
     def test_the_class_token_passes_the_merging_and_is_what_is_scored(self):
-        branch = token_branch(3, (24, 14, 14), width=24)
+        branch = token_branch(3, (24, 14, 14), width=24, num_prefix_tokens=2)
         stage, prefix = torch.randn(2, 24, 14, 14), torch.randn(2, 2, 24)
         tokens = branch.merges(stage.permute(0, 2, 3, 1)).flatten(1, 2)
         tokens = branch.blocks(torch.cat([prefix, tokens], dim=1))
         torch.testing.assert_close(branch(stage, prefix), branch.classifier(tokens[:, 0]))
+
+    def test_registers_take_part_but_the_mean_of_the_patches_is_scored(self):
+        registers = {"num_prefix_tokens": 2, "class_token": False}
+        branch = token_branch(3, (24, 14, 14), width=24, **registers)
+        stage, prefix = torch.randn(2, 24, 14, 14), torch.randn(2, 2, 24)
+        tokens = branch.merges(stage.permute(0, 2, 3, 1)).flatten(1, 2)
+        tokens = branch.blocks(torch.cat([prefix, tokens], dim=1))
+        torch.testing.assert_close(branch(stage, prefix), branch.classifier(tokens[:, 2:].mean(1)))
+
+    def test_prefix_tokens_are_brought_to_the_width_of_the_blocks(self):
+        branch = token_branch(3, (24, 14, 14), width=32, num_prefix_tokens=1)
+        prefix = torch.randn(2, 1, 24, requires_grad=True)
+        branch(torch.randn(2, 24, 14, 14), prefix).sum().backward()
+        assert prefix.grad is not None
+        assert all(p.grad is not None for p in branch.parameters())
 
     def test_without_a_class_token_the_mean_of_the_patches_is_scored(self):
         branch, stage = token_branch(3, (24, 14, 14), width=24), torch.randn(2, 24, 14, 14)

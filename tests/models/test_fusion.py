@@ -9,7 +9,8 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
 from anykd.models import StagedModel, create_staged
-from anykd.models.fusion import L2G, batch_statistics_kept
+from anykd.models.batchnorm import batch_statistics_kept
+from anykd.models.fusion import L2G
 
 TAILS = {
     "resnet18": (64, 96),

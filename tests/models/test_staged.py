@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from typing import Any
 
 import pytest
 import timm
@@ -152,6 +153,102 @@ class TestStages:
         assert staged.prefix_tokens() is None
 
 
+class TestThreeLevels:
+    """LeViT, PiT and others have three: what the stem makes of the image is their stage 1."""
+
+    @pytest.mark.parametrize(
+        ("name", "stem", "chans"),
+        [
+            ("levit_128s", "stem", [128, 128, 256, 384]),
+            ("pit_ti_224", "patch_embed", [64, 64, 128, 256]),
+            ("visformer_tiny", "stem", [16, 96, 192, 384]),
+            ("jx_nest_tiny", "patch_embed", [96, 96, 192, 384]),
+        ],
+    )
+    def test_the_stem_gives_stage_1(self, name, stem, chans):
+        staged, seen = copy.deepcopy(built(name)), []
+        part = staged.model.get_submodule(stem)
+        part.register_forward_hook(lambda module, given, made: seen.append(made))
+        with torch.no_grad():
+            features = staged(random_images())
+        assert [shape[0] for shape in staged.shapes] == chans
+        assert torch.equal(features.stages[0], seen[0].reshape(features.stages[0].shape))
+
+    def test_its_batch_statistics_count_each_image_once(self):
+        staged = create_staged("levit_128s", num_classes=7, image_size=64).train()
+        plain, images = copy.deepcopy(staged.model), random_images(count=4)
+        plain(staged.prepare(images))
+        staged(images)
+        for key, tensor in plain.state_dict().items():
+            if key.startswith("stem"):
+                torch.testing.assert_close(tensor, staged.model.state_dict()[key])
+
+    def test_gradients_of_stage_1_reach_the_stem(self):
+        staged = create_staged("levit_128s", num_classes=7, image_size=64).train()
+        staged(random_images(count=4)).stages[0].square().sum().backward()
+        assert all(p.grad is not None for p in staged.model.stem.parameters())
+        assert all(p.grad is None for p in staged.model.stages.parameters())
+
+
+class TestPrefixTokens:
+    @pytest.mark.parametrize(
+        ("name", "count", "class_token"),
+        [
+            ("vit_tiny_patch16_224", 1, True),
+            ("deit_tiny_distilled_patch16_224", 2, True),
+            ("vit_tiny_patch16_dinov3_qkvb", 5, True),
+            ("vit_betwixt_patch16_reg4_gap_256", 4, False),
+            ("mixer_s32_224", 0, False),
+            ("xcit_nano_12_p16_224", 0, False),  # its class token comes in behind the last stage
+        ],
+    )
+    def test_are_counted_and_told_apart(self, name, count, class_token):
+        options: dict[str, Any] = {"depth": 4} if "betwixt" in name else {}
+        staged = create_staged(name, num_classes=7, image_size=64, **options)
+        assert staged.num_prefix_tokens == count
+        assert staged.has_class_token == class_token
+        prefix = staged.eval()(random_images()).prefixes[2]
+        assert (0 if prefix is None else prefix.shape[1]) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet18", (50, 70)),
+        ("convnext_atto", (75, 100)),
+        ("mobilenetv2_050", (33, 47)),
+        ("swin_pico_patch4_window7_224", (60, 92)),  # neither side divides by 32 or the window
+        ("vit_tiny_patch16_224", (48, 80)),
+        ("vit_tiny_patch16_dinov3_qkvb", (48, 80)),
+        ("pvt_v2_b0", (40, 72)),
+        ("test_mambaout", (50, 70)),
+    ],
+)
+def test_sizes_that_divide_by_nothing_and_images_that_are_not_square(name, size):
+    staged, images = built(name, size), random_images(size)
+    with torch.no_grad():
+        features = staged(images)
+        assert [tuple(stage.shape[1:]) for stage in features.stages] == [*staged.shapes]
+        torch.testing.assert_close(
+            features.logits, own_logits(staged, images), rtol=1e-5, atol=1e-5
+        )
+        own = staged.tail(features.stages[2], features.prefixes[2]).logits
+    torch.testing.assert_close(own, features.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_another_classifier_can_stand_in_for_the_models_own():
+    staged = create_staged("test_vit", num_classes=7, image_size=64).eval()
+    linear, images = nn.Linear(staged.width, 3), random_images()
+    staged.replace_classifier(linear)
+    features = staged(images)
+    tail = staged.tail(features.stages[2], features.prefixes[2])
+    assert staged.num_classes == 3
+    torch.testing.assert_close(features.logits, linear(features.pooled))
+    torch.testing.assert_close(tail.logits, features.logits)
+    with pytest.raises(ModelError, match=r"takes vectors of 5, .* gives 64"):
+        staged.replace_classifier(nn.Linear(5, 3))
+
+
 class TestNormalisation:
     def test_each_model_uses_its_own_mean_and_standard_deviation(self):
         images = random_images()
@@ -221,6 +318,12 @@ class TestProbing:
         ("resmlp_12_224", "mlp", "token"),
         ("edgenext_xx_small", "hybrid", "map"),
         ("coatnet_pico_rw_224", "hybrid", "map"),
+        # Attention in classes of other names, found by what they compute.
+        ("efficientvit_b0", "hybrid", "map"),
+        ("shvit_s1", "hybrid", "map"),
+        # Matrices that multiply features are weights here: experts, and a spatial gate.
+        ("mobilenetv3_small_050", "conv", "map"),
+        ("gmlp_ti16_224", "mlp", "token"),
     ],
 )
 def test_architecture_tells_what_mixes_positions_and_which_branches_suit(name, kind, design):
@@ -234,10 +337,9 @@ def test_branch_design_can_be_chosen():
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("name", ["levit_128s", "visformer_tiny"])
-    def test_a_model_of_three_levels_is_refused_with_their_number(self, name):
-        with pytest.raises(ModelError, match=f"{name} has 3 levels of features, 4 are needed"):
-            create_staged(name, image_size=64)
+    def test_a_model_of_two_levels_is_refused_with_their_number(self):
+        with pytest.raises(ModelError, match="has 2 levels of features, 4 are needed, or 3 and"):
+            create_staged("vit_tiny_patch16_224", image_size=64, depth=2)
 
     def test_a_module_that_is_no_timm_model_is_refused(self):
         with pytest.raises(ModelError, match="Linear is no timm classifier: it lacks") as caught:

@@ -7,9 +7,14 @@ distributions. Nothing here knows models, devices or how ranks talk to each othe
 
 from .augment import AugmentConfig as AugmentConfig
 from .datasets import DataConfig as DataConfig
+from .datasets import Split as Split
 from .datasets import open_data as open_data
+from .datasets import open_split as open_split
 from .loaders import EvalLoader as EvalLoader
 from .loaders import TrainLoader as TrainLoader
 from .reader import DataSplits as DataSplits
 from .reader import Reader as Reader
 from .reader import Sample as Sample
+from .reader import SubsetReader as SubsetReader
+from .split import hold_out as hold_out
+from .split import keep as keep

@@ -1,9 +1,10 @@
 """From a data spec to a data set that is ready for training."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -13,10 +14,13 @@ from anykd.errors import DataError, nearest
 from .bundled import open_digits, open_synthetic
 from .cifar import open_cifar
 from .folder import missing_folder, open_folder, open_unlabelled, subfolders
-from .reader import DataSplits, Reader, Source, SubsetReader, UnlabelledReader
+from .reader import DataSplits, JoinedReader, Reader, Source, SubsetReader, UnlabelledReader
 from .split import hold_out, keep
 
-__all__ = ["DataConfig", "open_data"]
+__all__ = ["DataConfig", "Split", "open_data", "open_split"]
+
+Split = Literal["val", "train", "all"]
+"""Images to evaluate on: those held out, those trained on, or all that the source has."""
 
 _KINDS: dict[str, Callable[[str], Source]] = {
     "cifar10": partial(open_cifar, "cifar10"),
@@ -71,6 +75,27 @@ def open_data(config: DataConfig) -> DataSplits:
     if not config.labels:
         train = UnlabelledReader(train)
     return DataSplits(source.name, source.class_names, train, val)
+
+
+def open_split(config: DataConfig, split: Split) -> DataSplits:
+    """Open a data set to evaluate on one part of it.
+
+    Args:
+        config: What to open.
+        split: ``all`` holds nothing out and applies no limit.
+
+    Returns:
+        Splits whose ``val`` are the images asked for.
+
+    Raises:
+        DataError: As `open_data` does.
+    """
+    if split != "all":
+        splits = open_data(config)
+        return splits if split == "val" else replace(splits, val=splits.train)
+    source = _open(config.source, labelled=config.labels)
+    whole = source.train if source.val is None else JoinedReader(source.train, source.val)
+    return DataSplits(source.name, source.class_names, whole, whole)
 
 
 def _groups(reader: Reader) -> Sequence[int]:

@@ -11,6 +11,7 @@ from PIL import Image
 __all__ = [
     "ArrayReader",
     "DataSplits",
+    "JoinedReader",
     "Reader",
     "Sample",
     "Source",
@@ -134,6 +135,30 @@ class SubsetReader:
     def __getitem__(self, position: int) -> Sample:
         sample = self._reader[self._positions[position]]
         return Sample(sample.image, sample.label, position)
+
+
+@final
+class JoinedReader:
+    """The images of one reader, and behind them those of another.
+
+    Args:
+        first: Has the positions from 0.
+        second: Has those after them.
+    """
+
+    def __init__(self, first: Reader, second: Reader) -> None:
+        self._first, self._second = first, second
+        self.in_memory = first.in_memory and second.in_memory
+        one, other = first.labels, second.labels
+        self.labels = None if one is None or other is None else [*one, *other]
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, position: int) -> Sample:
+        behind = position - len(self._first)
+        sample = self._first[position] if behind < 0 else self._second[behind]
+        return Sample(sample.image, None if self.labels is None else sample.label, position)
 
 
 @final

@@ -11,7 +11,7 @@ from anykd.errors import RecipeError, nearest
 
 from .config import TrainConfig
 
-__all__ = ["build_ema", "build_optimizer", "ema_finding", "learning_rate"]
+__all__ = ["build_ema", "build_optimizer", "learning_rate"]
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -68,21 +68,3 @@ def build_ema(model: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
     if config.ema_decay is None:
         return None
     return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
-
-
-def ema_finding(config: TrainConfig, *, num_steps: int) -> str | None:
-    """Say so where the average of the weights would still be mostly the first ones at the end.
-
-    Args:
-        config: Decay and warm-up.
-        num_steps: Optimiser steps of the whole run.
-    """
-    if config.ema_decay is None or config.ema_warmup:
-        return None
-    left = config.ema_decay**num_steps
-    if left <= 0.01:
-        return None
-    return (
-        f"ema_decay {config.ema_decay} over {num_steps} steps leaves {left:.0%} of the first "
-        "weights in the average; lower it, or set ema_warmup = true"
-    )

@@ -16,7 +16,7 @@ from anykd.errors import DataError, RecipeError
 from anykd.types import Batch, StepOutput
 
 from .config import TrainConfig
-from .optim import build_ema, build_optimizer, ema_finding, learning_rate
+from .optim import build_ema, build_optimizer, learning_rate
 from .precision import autocast, choose_dtype
 
 __all__ = ["Listener", "TrainLoader", "Trainer", "train_epoch"]
@@ -119,13 +119,6 @@ class Trainer:
         self.ema: ModelEmaV3 | None = build_ema(averaged, config)
         self.parallel = _parallel(module) if world_size() > 1 else module
         self.epochs_done = 0
-
-    @property
-    def findings(self) -> list[str]:
-        """What in the settings will most probably disappoint."""
-        num_steps = self.loader.steps_per_epoch * self.config.epochs
-        finding = ema_finding(self.config, num_steps=num_steps)
-        return [] if finding is None else [finding]
 
     def fit(self, listener: Listener) -> None:
         """Train until the last epoch."""

@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import timm
 import torch
 
 from anykd.data import DataSplits, EvalLoader, TrainLoader, open_data
 from anykd.distributed import first_rank_first, rank, world_size
 from anykd.engine import Trainer, choose_dtype
-from anykd.errors import DataError, ModelError, RecipeError
+from anykd.errors import DataError, RecipeError
 from anykd.methods import Method, MethodTable, build_methods, no_labels
 from anykd.models import FrozenTeacher, StagedModel, create_staged, require_known
-from anykd.recipe import Recipe, TeacherConfig
+from anykd.recipe import Recipe
 
-__all__ = ["Parts", "assemble", "build_teacher", "eval_loader", "require_classes"]
+from .teachers import BuiltTeacher, Heads, build_teachers, compares
+
+__all__ = ["Parts", "assemble", "eval_loader", "train_loader"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Parts:
     """What a run consists of.
 
     Attributes:
+        built: The teachers, and how each comes by the data's classes.
         compared: The teachers whose class scores are compared with the student's.
         image_size: (height, width) of the images that the loaders give.
     """
@@ -32,19 +33,26 @@ class Parts:
     dtype: torch.dtype | None
     data: DataSplits
     student: StagedModel
-    teachers: tuple[FrozenTeacher, ...]
+    built: tuple[BuiltTeacher, ...]
     compared: tuple[FrozenTeacher, ...]
     method: Method
     image_size: tuple[int, int]
     trainer: Trainer
 
+    @property
+    def teachers(self) -> tuple[FrozenTeacher, ...]:
+        """The teachers; none for a method that needs none."""
+        return tuple(one.model for one in self.built)
 
-def assemble(recipe: Recipe, device: torch.device) -> Parts:
+
+def assemble(recipe: Recipe, device: torch.device, heads: Heads | None = None) -> Parts:
     """Make everything that a recipe names.
 
     Args:
         recipe: The experiment.
         device: Where models go.
+        heads: Where new heads of teachers come from; None leaves those that are yet to be made
+            random, which shows whether all fits and what it costs.
 
     Raises:
         AnykdError: If something cannot be had or does not fit.
@@ -53,11 +61,12 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
         data = open_data(recipe.data)
     require_known(recipe.student.name)
     tables = tuple(_with_samples(table, len(data.train)) for table in recipe.method_tables)
-    teachers = _build_teachers(recipe, tables, data)
+    built = build_teachers(recipe, tables, data, device, heads)
+    teachers = tuple(one.model for one in built)
     # Loading a teacher draws random numbers; the student must not depend on which teacher it is.
     torch.manual_seed(recipe.seed)
     compared = tuple(
-        teacher for number, teacher in enumerate(teachers, start=1) if _compares(tables, number)
+        teacher for number, teacher in enumerate(teachers, start=1) if compares(tables, number)
     )
     student = _build_student(recipe, tables, data, compared)
     torch.manual_seed(recipe.seed)
@@ -69,14 +78,12 @@ def assemble(recipe: Recipe, device: torch.device) -> Parts:
     elif method.needs_labels:
         raise DataError(*no_labels(method))
     image_size = _largest_size(student, *teachers)
-    loader = _train_loader(recipe, data, image_size)
+    loader = train_loader(recipe, data, image_size)
     trainer = Trainer(method, student, loader, recipe.train, device=device, seed=recipe.seed)
     for teacher in teachers:
         teacher.to(device, memory_format=trainer.layout)
     dtype = choose_dtype(recipe.train.precision, device)
-    return Parts(
-        recipe, device, dtype, data, student, teachers, compared, method, image_size, trainer
-    )
+    return Parts(recipe, device, dtype, data, student, built, compared, method, image_size, trainer)
 
 
 def _with_samples(table: MethodTable, num_samples: int) -> MethodTable:
@@ -91,26 +98,6 @@ def _with_samples(table: MethodTable, num_samples: int) -> MethodTable:
             hint="leave it out: it is taken from the data",
         )
     return table
-
-
-def _build_teachers(
-    recipe: Recipe, tables: Sequence[MethodTable], data: DataSplits
-) -> tuple[FrozenTeacher, ...]:
-    """Load the teachers, where any is needed, each with the classes that it is compared by."""
-    if not any(table.method.needs_teacher for table in tables):
-        return ()
-    teachers = []
-    for number, config in enumerate(recipe.teachers, start=1):
-        teacher = build_teacher(config, recipe.image_size, data)
-        if data.num_classes and _compares(tables, number):
-            require_classes(teacher, config, data)
-        teachers.append(teacher)
-    return tuple(teachers)
-
-
-def _compares(tables: Sequence[MethodTable], number: int) -> bool:
-    """Whether a method reads the class scores of the teacher of a number, counted from 1."""
-    return any(table.teaches(number) and table.config.reads_logits for table in tables)
 
 
 def _build_student(
@@ -135,69 +122,9 @@ def _build_student(
         image_size=config.image_size or recipe.image_size,
         pretrained=config.pretrained,
         weights=config.weights,
+        new_head=True,  # a student learns its classes; what was left out stands in its `loaded`
         **options,
-    )
-
-
-def build_teacher(
-    config: TeacherConfig, image_size: int | tuple[int, int] | None, data: DataSplits
-) -> FrozenTeacher:
-    """Load a model with weights.
-
-    Args:
-        config: Which model.
-        image_size: Pixels, where the config does not say.
-        data: Whose classes a file of weights is for, unless the options say otherwise.
-
-    Raises:
-        ModelError: If it has no weights: its classes would be random.
-    """
-    is_run = Path(config.name).is_dir()
-    options = dict(config.options)
-    if config.weights is not None:
-        # The file must hold a head for these classes; loading is strict.
-        if data.num_classes:
-            options.setdefault("num_classes", data.num_classes)
-    elif not is_run:
-        _require_weights(config)
-    # A run keeps the size that it was trained at, unless its own table says otherwise.
-    size = config.image_size or (None if is_run else image_size)
-    teacher = create_staged(
-        config.name,
-        image_size=size,
-        pretrained=config.weights is None,
-        weights=config.weights,
-        **options,
-    )
-    return FrozenTeacher(teacher)
-
-
-def require_classes(teacher: FrozenTeacher, config: TeacherConfig, data: DataSplits) -> None:
-    """Refuse a model that scores other classes than the data's.
-
-    Raises:
-        ModelError: A new head would be random, and a random head is never trained against.
-    """
-    if teacher.num_classes == data.num_classes:
-        return
-    flag = "" if Path(config.name).is_dir() else " --set student.pretrained=true"
-    raise ModelError(
-        f"{config.name} knows {teacher.num_classes} classes, {data.name} has {data.num_classes}",
-        hint=f"fine-tune it first: anykd train --model {config.name} --data {data.name}{flag}, and "
-        "give the run directory; or let only methods that compare features learn from it, such as "
-        "rsd",
-    )
-
-
-def _require_weights(config: TeacherConfig) -> None:
-    known_without = timm.is_model(config.name.partition(".")[0])
-    if ":" in config.name or not known_without or timm.is_model_pretrained(config.name):
-        return
-    if "." in config.name:
-        return  # an unknown tag, which create_staged names
-    raise ModelError(
-        f"{config.name} has no pretrained weights, its classes would be random",
-        hint="train it with `anykd train` and give the run directory, or give teacher.weights",
+        **config.build_options(),
     )
 
 
@@ -207,7 +134,12 @@ def _largest_size(*models: StagedModel | FrozenTeacher) -> tuple[int, int]:
     return max(size[0] for size in sizes), max(size[1] for size in sizes)
 
 
-def _train_loader(recipe: Recipe, data: DataSplits, image_size: tuple[int, int]) -> TrainLoader:
+def train_loader(recipe: Recipe, data: DataSplits, image_size: tuple[int, int]) -> TrainLoader:
+    """Make the loader of this rank's share of the training images.
+
+    Raises:
+        AnykdError: If they do not fill a batch, or the ranks cannot share it evenly.
+    """
     batch_size, ranks = recipe.train.batch_size, world_size()
     if batch_size % ranks:
         raise RecipeError(
@@ -228,14 +160,26 @@ def _train_loader(recipe: Recipe, data: DataSplits, image_size: tuple[int, int])
     )
 
 
-def eval_loader(data: DataSplits, recipe: Recipe, image_size: tuple[int, int]) -> EvalLoader:
-    """Make the loader of the held-out images, each once over all ranks."""
+def eval_loader(
+    data: DataSplits, recipe: Recipe, image_size: tuple[int, int], crop_pct: float | None = None
+) -> EvalLoader:
+    """Make the loader of the held-out images, each once over all ranks.
+
+    Args:
+        data: Where they are.
+        recipe: How they are cropped and loaded.
+        image_size: (height, width) in pixels.
+        crop_pct: Share of the short side to keep for a model of its own; None takes the recipe's.
+    """
+    augment = recipe.augment
+    if crop_pct is not None:
+        augment = augment.model_copy(update={"crop_pct": crop_pct})
     return EvalLoader(
         data.val,
         num_classes=data.num_classes,
         image_size=image_size,
         batch_size=min(recipe.train.batch_size, 256),
-        augment=recipe.augment,
+        augment=augment,
         workers=recipe.data.workers,
         rank=rank(),
         world_size=world_size(),

@@ -8,9 +8,10 @@ from anykd.errors import RecipeError
 from anykd.recipe import Recipe, apply_overrides, find_key, read_toml
 from anykd.rundir import RunDir
 
+from .plan import Plan, make_plan
 from .run import Result, run
 
-__all__ = ["distill", "load_recipe"]
+__all__ = ["distill", "load_recipe", "plan"]
 
 
 def distill(
@@ -21,6 +22,7 @@ def distill(
     method: str | dict[str, Any] | Sequence[str | dict[str, Any]] = "ofa",
     out: str | Path | None = None,
     resume: bool = False,
+    force: bool = False,
     **options: Any,
 ) -> Result:
     """Train a student from a teacher.
@@ -37,12 +39,52 @@ def distill(
             tables, such as ``["ofa", {"name": "fitnet", "weight": 0.5}]``.
         out: The run directory; None makes a name in ``runs/``.
         resume: Continue the run in ``out``.
+        force: Train in spite of errors that the plan finds.
         **options: Settings of the recipe: a whole table (``train={"epochs": 5}``), or one key by
             itself (``epochs=5, seed=1, temperature=4``).
 
     Raises:
         AnykdError: If something given does not fit; the message says what would do.
     """
+    recipe = _requested(student, data, teacher, method, options)
+    return run(recipe, out, resume=resume, force=force)
+
+
+def plan(
+    *,
+    student: str | Path | dict[str, Any],
+    data: str | Path,
+    teacher: str | Path | dict[str, Any] | Sequence[str | Path | dict[str, Any]] | None = None,
+    method: str | dict[str, Any] | Sequence[str | dict[str, Any]] = "ofa",
+    steps: int = 5,
+    **options: Any,
+) -> Plan:
+    """Look at what `distill` would do, and measure what it would cost, without training.
+
+    ``print(plan(teacher="runs/teacher", student="resnet18", data="./my_images").text())``
+
+    Args:
+        student: As for `distill`.
+        data: As for `distill`.
+        teacher: As for `distill`.
+        method: As for `distill`.
+        steps: Optimiser steps to measure, at most; 0 measures nothing.
+        **options: Settings of the recipe, as for `distill`.
+
+    Raises:
+        RecipeError: If a setting is wrong. What cannot be put together is an error of the plan.
+    """
+    return make_plan(_requested(student, data, teacher, method, options), steps=steps)
+
+
+def _requested(
+    student: str | Path | dict[str, Any],
+    data: str | Path,
+    teacher: Any,
+    method: str | dict[str, Any] | Sequence[str | dict[str, Any]],
+    options: dict[str, Any],
+) -> Recipe:
+    """The recipe that a call asks for."""
     values: dict[str, Any] = {
         "student": _model_table(student),
         "data": {"source": str(data)},
@@ -55,7 +97,7 @@ def distill(
         table, _, key = find_key(name, method=only).partition(".")
         new = {key: value} if key else value
         values[table] = values.get(table, {}) | new if isinstance(new, dict) else new
-    return run(Recipe.from_dict(values), out, resume=resume)
+    return Recipe.from_dict(values)
 
 
 def _model_table(model: str | Path | dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +155,9 @@ def _with_flag(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
             return values | {table: _tables(value)}
         value = value[0]
     old = values.get(table, {})
-    if isinstance(old, list) and name == "name":
+    if isinstance(old, list):
+        if name != "name":  # of each of several
+            return values | {table: [_with_flag({table: one}, key, value)[table] for one in old]}
         old = {}  # one model or method instead of several
     if not isinstance(old, dict):
         raise RecipeError(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from anykd.distributed import rank
+from anykd.distributed import rank, wait_for_all
 from anykd.engine import Listener, Trainer, launched, load_checkpoint, save_checkpoint
 from anykd.environment import describe_environment
 from anykd.errors import CheckpointError
@@ -21,7 +21,10 @@ from anykd.rundir import RunDir, write_atomically
 
 from .assemble import Parts, assemble
 from .history import History
+from .plan import Plan, kept_findings, plan_again, plan_first
 from .scoring import class_names, kept_student, measure, score_run, score_teachers
+from .teacher_head import save_head
+from .teachers import Heads, finetuned_teachers, teacher_recipe
 
 __all__ = ["Result", "run"]
 
@@ -49,25 +52,73 @@ class Result:
         return self.summary.get("top1")
 
 
-def run(recipe: Recipe, out: str | Path | None = None, *, resume: bool = False) -> Result:
+def run(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    brief: bool = False,
+) -> Result:
     """Train what a recipe describes, score it, and write the run.
 
     Args:
         recipe: The experiment.
         out: The run directory; None makes a name in ``runs/``.
         resume: Continue the run in ``out`` from its last checkpoint.
+        force: Train in spite of errors that the plan finds; what is impossible stays so.
+        brief: Show of the plan the errors and warnings alone.
 
     Raises:
-        AnykdError: If something given does not fit; nothing is written then.
+        AnykdError: If something given does not fit, or the plan finds an error; nothing is written
+            then.
     """
     directory = RunDir(out if out is not None else Path("runs") / _run_name(recipe))
     if resume:
         directory.require_unfinished()
     else:
         directory.require_new()
+    force = force or resume  # it was decided when the run began
     with launched() as device:
-        running = _Run(assemble(recipe, device), directory)
-        return running.resume() if resume else running.start()
+        if resume:
+            _require_same_recipe(recipe, directory)
+        _train_teachers(recipe, directory, device, force=force)
+        # A run that was interrupted before its student's first checkpoint begins there.
+        goes_on = resume and directory.last.is_file()
+        running = _Run(assemble(recipe, device, Heads(directory, resumed=goes_on)), directory)
+        if goes_on:
+            return running.resume(brief=brief)
+        return running.start(force=force, brief=brief)
+
+
+def _require_same_recipe(recipe: Recipe, directory: RunDir) -> None:
+    if directory.recipe.read_text() != recipe.to_toml():
+        raise CheckpointError(
+            f"{directory.path} is a run of another recipe than this one",
+            hint="resume it by --resume --out alone, or start a new run elsewhere",
+        )
+
+
+def _train_teachers(
+    recipe: Recipe, directory: RunDir, device: torch.device, *, force: bool
+) -> None:
+    """Train the teachers that are to be finetuned, each in a run of its own in this one."""
+    asked = finetuned_teachers(recipe)
+    waiting = [number for number in asked if not directory.teacher(number).finished]
+    wait_for_all()  # before the first of them begins to write
+    if not waiting:
+        return
+    # What does not fit is refused before hours are spent.
+    progress = Progress(visible=rank() == 0)
+    plan_first(assemble(recipe, device), progress, force=force, brief=True)
+    if rank() == 0:
+        # From here on there is something to resume.
+        directory.write_text(directory.recipe, recipe.to_toml())
+    for number in waiting:
+        own = directory.teacher(number)
+        resumed = own.last.is_file()
+        run(teacher_recipe(recipe, number), own.path, resume=resumed, force=force)
+        wait_for_all()  # until the first rank has written what all read
 
 
 class _Run:
@@ -78,25 +129,27 @@ class _Run:
         self.is_first = rank() == 0
         self.progress = Progress(visible=self.is_first)
         self.history = History()
+        self.plan = Plan()
         self.clock = time.perf_counter()
 
-    def start(self) -> Result:
+    def start(self, *, force: bool, brief: bool) -> Result:
         recipe = self.parts.recipe
+        self.plan = plan_first(self.parts, self.progress, force=force, brief=brief)
         if self.is_first:
             self.directory.path.mkdir(parents=True, exist_ok=True)
             self.directory.metrics.unlink(missing_ok=True)  # of a run that came to nothing
             self.directory.write_text(self.directory.recipe, recipe.to_toml())
             environment = describe_environment(self.parts.device)
             self.directory.write_json(self.directory.environment, environment)
+            self.directory.write_json(self.directory.plan, self.plan.to_dict())
+            for number, built in enumerate(self.parts.built, start=1):
+                if built.head is not None:
+                    path = self.directory.teacher_head(number)
+                    write_atomically(path, partial(save_head, built.head))
         self.history.teachers = score_teachers(self.parts)
         return self._train()
 
-    def resume(self) -> Result:
-        if self.directory.recipe.read_text() != self.parts.recipe.to_toml():
-            raise CheckpointError(
-                f"{self.directory.path} is a run of another recipe than this one",
-                hint="resume it by --resume --out alone, or start a new run elsewhere",
-            )
+    def resume(self, *, brief: bool) -> Result:
         state = load_checkpoint(self.directory.last)
         num_samples = len(self.parts.data.train)
         if state["train_samples"] != num_samples:
@@ -105,6 +158,7 @@ class _Run:
                 f"{self.parts.recipe.data.source} has {num_samples} now",
                 hint="a run goes on with the images that it began with; start a new one",
             )
+        self.plan = plan_again(self.parts, self.directory, self.progress, brief=brief)
         self.parts.trainer.load_state_dict(state["trainer"])
         self.history = History(**state["history"])
         if self.is_first:
@@ -128,25 +182,7 @@ class _Run:
     def _introduce(self) -> None:
         for teacher in self.history.teachers:
             found = f"top-1 {teacher['top1']:.2f} %" if "top1" in teacher else "not scored"
-            self.progress.say(f"teacher {teacher['source']}: {found}")
-        for finding in self._findings():
-            self.progress.say(f"warning: {finding}")
-
-    def _findings(self) -> list[str]:
-        findings = self.parts.trainer.findings
-        for teacher in self.history.teachers:
-            chance = 100 / max(self.parts.data.num_classes, 1)
-            if "top1" in teacher and teacher["top1"] < 2 * chance:
-                findings += [
-                    f"the top-1 of teacher {teacher['source']} is {teacher['top1']:.2f} % where "
-                    f"chance is {chance:.2f} %: was it trained for these classes and images?"
-                ]
-        if not self.parts.method.trains_logits:
-            findings += [
-                "no term trains the student's classifier: keep its features, and train a "
-                "classifier on them"
-            ]
-        return findings
+            self.progress.say(f"teacher {teacher['source']}: {found}{_about_head(teacher)}")
 
     def _log(self, values: dict[str, Any]) -> None:
         if self.is_first:
@@ -193,8 +229,22 @@ class _Run:
             "parameters": sum(p.numel() for p in parts.student.parameters()),
             "precision": "bf16" if parts.dtype is torch.bfloat16 else "float32",
             "seconds": round(history.seconds, 1),
-            "findings": self._findings(),
+            "findings": kept_findings(self.plan),
         }
+
+
+def _about_head(teacher: dict[str, Any]) -> str:
+    """How well the head of a teacher does on the training images, where one was fitted."""
+    head = teacher.get("head")
+    if head is None:
+        return ""
+    said = (
+        f"; its new head {head['top1']:.2f} % on the {head['num_samples']} images it was fitted to"
+    )
+    if head["held_out_top1"] is None:
+        return said
+    held_out = f"{head['held_out_top1']:.2f} % on {head['held_out_samples']}"
+    return f"{said}, {held_out} training images held out"
 
 
 def _run_name(recipe: Recipe) -> str:

@@ -3,22 +3,26 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast, get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from anykd.data import open_data
+from anykd.data import AugmentConfig, DataSplits, Split, open_split
 from anykd.engine import Scores, autocast, choose_dtype, evaluate, launched
 from anykd.errors import DataError, ModelError, RecipeError
 from anykd.methods import Classifier
 from anykd.models import FrozenTeacher, StagedModel, require_known
-from anykd.recipe import Recipe, TeacherConfig, apply_overrides, read_toml
+from anykd.models.classes import class_names_of
+from anykd.recipe import Recipe, apply_overrides, read_toml
 from anykd.rundir import RunDir
 from anykd.types import Batch
 
-from .assemble import Parts, build_teacher, eval_loader, require_classes
+from .assemble import Parts, eval_loader
+from .teacher_classes import resolve_classes
+from .teachers import load_with_weights
 
 __all__ = [
     "class_names",
@@ -28,6 +32,9 @@ __all__ = [
     "score_run",
     "score_teachers",
 ]
+
+
+_IMAGES = {"val": "held-out images", "train": "training images", "all": "images"}
 
 
 def _logits(
@@ -51,12 +58,18 @@ def measure(parts: Parts) -> str | None:
     return "agreement" if parts.compared else None
 
 
-def _score(parts: Parts, classify: Classifier, image_size: tuple[int, int]) -> Scores:
+def _score(
+    parts: Parts,
+    classify: Classifier,
+    image_size: tuple[int, int],
+    crop_pct: float | None = None,
+) -> Scores:
     if parts.data.val.labels is not None:
-        batches = eval_loader(parts.data, parts.recipe, image_size)
+        batches = eval_loader(parts.data, parts.recipe, image_size, crop_pct)
     else:
         # One loader for both models, so that they see the same images.
-        batches = _labelled_by(parts, eval_loader(parts.data, parts.recipe, parts.image_size))
+        plain = eval_loader(parts.data, parts.recipe, parts.image_size, crop_pct)
+        batches = _labelled_by(parts, plain)
     return evaluate(classify, batches, device=parts.device, dtype=parts.dtype)
 
 
@@ -79,24 +92,27 @@ def kept_student(parts: Parts) -> StagedModel:
 
 def score_teachers(parts: Parts) -> list[dict[str, Any]]:
     """Name each teacher, and score those that know the classes of labelled held-out images."""
-    return [
-        {"name": teacher.name, "source": config.name}
-        | (
-            asdict(_score(parts, partial(_logits, teacher), teacher.image_size))
-            if parts.data.val.labels is not None and teacher.num_classes == parts.data.num_classes
-            else {}
-        )
-        # The control arm leaves the recipe's teachers alone.
-        for teacher, config in zip(parts.teachers, parts.recipe.teachers, strict=False)
-    ]
+    found = []
+    # The control arm leaves the recipe's teachers alone.
+    for built, config in zip(parts.built, parts.recipe.teachers, strict=False):
+        teacher, head = built.model, built.classes.head
+        said: dict[str, Any] = {"name": teacher.name, "source": config.name}
+        said |= {"classes": built.classes.kind}
+        if head is not None:
+            said |= {"head": asdict(head)}
+        known = built.has_learnt and teacher.num_classes == parts.data.num_classes
+        if known and parts.data.val.labels is not None:
+            classify = partial(_logits, teacher)
+            said |= asdict(_score(parts, classify, teacher.image_size, config.crop_pct))
+        found.append(said)
+    return found
 
 
 def class_names(parts: Parts) -> tuple[str, ...]:
     """What the student's logits stand for: the data's classes, or those of its teacher's run."""
     if parts.data.class_names or not parts.compared:
         return parts.data.class_names
-    saved = getattr(parts.compared[0].model.model, "pretrained_cfg", None) or {}
-    return tuple(saved.get("label_names") or ())
+    return tuple(spellings[0] for spellings in class_names_of(parts.compared[0].model))
 
 
 def score_run(parts: Parts) -> dict[str, Any]:
@@ -113,59 +129,89 @@ def score_run(parts: Parts) -> dict[str, Any]:
     parts.method.eval()
     # Each model is scored on images of its own size, as whoever uses it will load them.
     kept, size = kept_student(parts), parts.student.image_size
-    scores = _score(parts, partial(_logits, kept), size)
+    crop = parts.recipe.student.crop_pct
+    scores = _score(parts, partial(_logits, kept), size, crop)
     found = asdict(scores)
     if by == "agreement":
         found = {by: scores.top1, "num_samples": scores.num_samples}
     if kept is not parts.student:
-        found[f"raw_{by}"] = _score(parts, partial(_logits, parts.student), size).top1
+        found[f"raw_{by}"] = _score(parts, partial(_logits, parts.student), size, crop).top1
     for name, classify in parts.method.companions().items():
-        found[f"{name}_{by}"] = _score(parts, classify, parts.image_size).top1
+        found[f"{name}_{by}"] = _score(parts, classify, parts.image_size, crop).top1
     return found
 
 
 def evaluate_model(
-    name: str, data: str | None, *, image_size: int | None = None, overrides: list[str]
+    name: str,
+    data: str | None,
+    *,
+    image_size: int | None = None,
+    weights: str | None = None,
+    split: str = "val",
+    overrides: list[str],
 ) -> Scores:
-    """Score a model or a finished run on held-out images.
+    """Score a model or a finished run.
 
-    A run is scored on its own data, split and crop, unless told otherwise.
+    A run is scored on its own data, split and crop, any other model with the crop and
+    interpolation that it was made for, unless told otherwise. Where the data's classes are some of
+    the model's, by name, it is scored among these alone.
 
     Args:
         name: A run directory, a timm architecture with pretrained weights, or ``hf-hub:NAME``.
         data: A data spec; None takes that of the run.
         image_size: Pixels that the model sees; None takes its own.
-        overrides: Single values of the recipe, such as ``data.val_fraction=0.4``.
+        weights: A file of weights, instead of those that belong to the name.
+        split: Which images: held out, trained on, or all.
+        overrides: Single values of the recipe, such as ``data.val_fraction=0.4``; the model is its
+            student.
 
     Raises:
         AnykdError: If model or data cannot be had, or they do not fit.
     """
+    if split not in get_args(Split):
+        raise RecipeError(f"--split {split} is none of {', '.join(get_args(Split))}")
     require_known(name)
     path = RunDir(name).recipe
-    values = read_toml(path) if path.is_file() else {"student": {"name": name}}
+    values = read_toml(path) if path.is_file() else {}
+    given = {"name": name, "image_size": image_size, "weights": weights}
+    values["student"] = {key: value for key, value in given.items() if value is not None}
     if data is not None:
         # A run without labels says nothing of other data: these have some, or cannot be scored by.
         values["data"] = values.get("data", {}) | {"source": data, "labels": True}
+    augment = values.get("augment")
     values = apply_overrides(values, overrides)
     if "data" not in values:
         raise RecipeError("no data is given", hint="give --data SPEC")
     recipe = Recipe.from_dict(values)
-    splits = open_data(recipe.data)
+    splits = open_split(recipe.data, cast("Split", split))
     if splits.val.labels is None:
         raise DataError(
-            f"the held-out images of {splits.name} have no labels to be scored by",
+            f"the {_IMAGES[split]} of {splits.name} have no labels to be scored by",
             hint="give --data SPEC with labels",
         )
     with launched() as device:
-        config = TeacherConfig(name=name, image_size=image_size)
-        model = build_teacher(config, None, splits)
-        if not model.num_classes:
-            raise ModelError(
-                f"{name} has no classifier to be scored",
-                hint=f"train one on its features: anykd train --model {name} --data SPEC",
-            )
-        require_classes(model, config, splits)
-        model.to(device)
-        loader = eval_loader(splits, recipe, model.image_size)
+        model, crop_pct = _load(recipe, splits), recipe.student.crop_pct
+        if augment is None:  # no run's
+            own = {"crop_pct": model.model.crop_pct, "interpolation": model.model.interpolation}
+            told = values.get("augment", {})
+            augment = AugmentConfig(**own | told)
+            recipe = recipe.model_copy(update={"augment": augment})
+        loader = eval_loader(splits, recipe, model.image_size, crop_pct)
         dtype = choose_dtype(recipe.train.precision, device)
+        model.to(device)
         return evaluate(partial(_logits, model), loader, device=device, dtype=dtype)
+
+
+def _load(recipe: Recipe, splits: DataSplits) -> FrozenTeacher:
+    """The model to evaluate, with the data's classes."""
+    config = recipe.student
+    model = load_with_weights(config, None, splits.num_classes)
+    if not model.num_classes:
+        raise ModelError(
+            f"{config.name} has no classifier to be scored",
+            hint=f"train one on its features: anykd train --model {config.name} --data SPEC",
+        )
+    flag = "" if Path(config.name).is_dir() else " --set student.pretrained=true"
+    hint = f"train it for these: anykd train --model {config.name} --data {splits.name}{flag}"
+    classes = resolve_classes(model, splits, name=config.name, hint=hint)
+    return FrozenTeacher(model, classes.chosen)

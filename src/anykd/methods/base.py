@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from anykd.config import FrozenConfig
 from anykd.distributed import gather_batch
 from anykd.errors import DataError, RecipeError
-from anykd.models import FrozenTeacher, StagedModel
+from anykd.models import FrozenTeacher, StagedModel, Views
 from anykd.types import Batch, Features, StepOutput, Terms
+
+from .joins import Join, Place, count_parameters, shape_at
 
 __all__ = ["Classifier", "Method", "MethodConfig", "Paper", "no_labels"]
 
@@ -48,6 +50,11 @@ class MethodConfig(FrozenConfig):
     def needs_labels(self) -> bool:
         """Whether a term reads labels."""
         return self.task_weight > 0
+
+    @property
+    def sensible_batch(self) -> int:
+        """Images that a batch should have at least: more than 1 where a term compares them."""
+        return 1
 
 
 class Method(nn.Module, ABC):
@@ -117,6 +124,11 @@ class Method(nn.Module, ABC):
         return self.config.needs_labels
 
     @property
+    def sensible_batch(self) -> int:
+        """Images that a batch should have at least, so that its terms mean something."""
+        return self.config.sensible_batch
+
+    @property
     def trains_logits(self) -> bool:
         """Whether any term reads the student's class scores.
 
@@ -126,12 +138,16 @@ class Method(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> StepOutput:
         """Run student and teacher once and compute the loss terms of one batch on this rank."""
-        student = self.student(batch.images)
-        teacher: Any = self.teacher(batch.images) if self.needs_teacher else None
+        views = Views(batch.images)
+        student, teacher = self.student(views), self.taught(views)
         terms = self.task_terms(student.logits, batch) | self.terms(batch, student, teacher)
         # DistributedDataParallel waits for gradients of all that leads to an output.
         logits = student.logits if self.trains_logits else student.logits.detach()
         return StepOutput(logits, terms)
+
+    def taught(self, views: Views) -> Any:
+        """Run what teaches: the teacher, or nothing for a method that needs none."""
+        return self.teacher(views) if self.needs_teacher else None
 
     @abstractmethod
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
@@ -186,6 +202,32 @@ class Method(nn.Module, ABC):
     def companions(self) -> dict[str, Classifier]:
         """Classifiers beside the student whose accuracy is worth knowing, by name."""
         return {}
+
+    def joins(self) -> tuple[Join, ...]:
+        """Where student and teacher meet, for a plan; most methods say so.
+
+        The parameters of all joins are those that the method holds beside the student's.
+        """
+        return ()
+
+    def join(
+        self,
+        place: Place,
+        how: str,
+        *parts: nn.Module | nn.Parameter | None,
+        target: Place | None = None,
+    ) -> Join:
+        """Describe one of the joins.
+
+        Args:
+            place: Of the student.
+            how: What stands between the two, in a few words.
+            *parts: What is held for this join alone.
+            target: Where the teacher is met; None is the same place.
+        """
+        target = place if target is None else target
+        shapes = (shape_at(self.student, place), shape_at(self.teacher, target))
+        return Join(place, how, *shapes, target, count_parameters(parts))
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone, the student's own included."""

@@ -11,6 +11,7 @@ from anykd.models import FrozenTeacher, StagedModel
 from anykd.types import Batch, Features, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["CC"]
 
@@ -48,12 +49,22 @@ class CC(Method):
             """Vectors alone are compared."""
             return False
 
+        @property
+        def sensible_batch(self) -> int:
+            """Relations of images are compared."""
+            return 16
+
     config: Config
 
     def __init__(self, student: StagedModel, teacher: FrozenTeacher | None, config: Config) -> None:
         super().__init__(student, teacher, config)
         self.student_embed = nn.Linear(student.width, config.embed_dim)
         self.teacher_embed = nn.Linear(self.teacher.width, config.embed_dim)
+
+    def joins(self) -> tuple[Join, ...]:
+        """The embedded vectors."""
+        how = f"both to {self.config.embed_dim} by linear maps; relations of images"
+        return (self.join("pooled", how, self.student_embed, self.teacher_embed),)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute the congruence of the whole batch."""

@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from anykd.models import FrozenTeacher, StagedModel
+from anykd.models import FrozenTeacher, StagedModel, Views
 from anykd.types import Batch, Features, Terms
 
 from .base import Classifier, Method, MethodConfig
+from .joins import Join
 
 __all__ = ["Combination", "Part"]
 
@@ -28,6 +29,12 @@ class Part:
     method: Method
     weight: float
     suffix: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a person calls it, such as ``KD, teacher 2``."""
+        suffix = self.suffix.replace("_teacher", ", teacher ").replace("_", " ")
+        return f"{type(self.method).__name__}{suffix}"
 
 
 @final
@@ -64,18 +71,30 @@ class Combination(Method):
         return self.config.needs_labels or any(part.method.needs_labels for part in self.parts)
 
     @property
+    def sensible_batch(self) -> int:
+        """The largest that any part asks for."""
+        return max(part.method.sensible_batch for part in self.parts)
+
+    @property
     def trains_logits(self) -> bool:
         """Whether the task term or any part reads the student's class scores."""
         return self.config.task_weight > 0 or any(
             part.method.config.scores_student for part in self.parts
         )
 
-    def terms(self, batch: Batch, student: Features, teacher: Features | None) -> Terms:
+    def joins(self) -> tuple[Join, ...]:
+        """The joins of every part, each with the name of its method."""
+        return tuple(join.of_part(part.name) for part in self.parts for join in part.method.joins())
+
+    def taught(self, views: Views) -> list[Features]:
+        """Run each teacher once, however many parts learn from it."""
+        return [teacher(views) for teacher in self.teachers]
+
+    def terms(self, batch: Batch, student: Features, teacher: Any) -> Terms:
         """Compute the terms of every part; those of one name, such as two ``kd``, are added."""
-        seen = [teacher(batch.images) for teacher in self.teachers]
         terms: Terms = {}
         for part in self.parts:
-            taught = seen[self.teachers.index(part.method.teacher)]
+            taught = teacher[self.teachers.index(part.method.teacher)]
             for name, term in part.method.terms(batch, student, taught).items():
                 key, weighted = f"{name}{part.suffix}", part.weight * term
                 terms[key] = terms[key] + weighted if key in terms else weighted

@@ -16,6 +16,7 @@ from anykd.models import FrozenTeacher, StagedModel
 from anykd.types import Batch, Features, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["CRD"]
 
@@ -102,6 +103,14 @@ class CRD(Method):
         # log Z of the student's and the teacher's scores; infinite until a batch was seen.
         self.register_buffer("log_normalizers", torch.full((2,), math.inf))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def joins(self) -> tuple[Join, ...]:
+        """The embedded vectors and the memories."""
+        how = (
+            f"both to {self.config.embed_dim} by linear maps; {self.config.num_negatives} "
+            f"negatives from a memory of {self.num_samples} images"
+        )
+        return (self.join("pooled", how, self.student_embed, self.teacher_embed),)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute both sides' terms of this rank's images, then take the whole batch in."""

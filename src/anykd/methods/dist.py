@@ -9,6 +9,7 @@ from anykd.losses import dist_loss
 from anykd.types import Batch, Features, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["DIST"]
 
@@ -42,7 +43,24 @@ class DIST(Method):
                 raise ValueError("inter_weight and intra_weight are both 0: use the method control")
             return self
 
+        @property
+        def sensible_batch(self) -> int:
+            """The images of a class are correlated."""
+            return 16 if self.intra_weight else 1
+
     config: Config
+
+    def joins(self) -> tuple[Join, ...]:
+        """The class scores."""
+        over = [
+            name
+            for name, weight in (
+                ("classes", self.config.inter_weight),
+                ("images", self.config.intra_weight),
+            )
+            if weight
+        ]
+        return (self.join("logits", f"correlation over {' and '.join(over)}"),)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute how far the correlations are from 1."""

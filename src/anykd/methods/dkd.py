@@ -11,6 +11,7 @@ from anykd.models import FrozenTeacher, StagedModel
 from anykd.types import Batch, Features, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["DKD"]
 
@@ -61,6 +62,10 @@ class DKD(Method):
     def __init__(self, student: StagedModel, teacher: FrozenTeacher | None, config: Config) -> None:
         super().__init__(student, teacher, config)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def joins(self) -> tuple[Join, ...]:
+        """The class scores."""
+        return (self.join("logits", "decoupled divergence of the class scores"),)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute the decoupled divergence from the teacher."""

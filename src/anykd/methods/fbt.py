@@ -1,6 +1,7 @@
 """FBT: fuse student and teacher into a third model that stands between them."""
 
 import math
+from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple, final
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from anykd.distributed import gather_batch
 from anykd.losses import info_nce_loss, ofa_loss
-from anykd.models import FrozenTeacher, StagedModel
+from anykd.models import FrozenTeacher, StagedModel, Views
+from anykd.models.batchnorm import batch_statistics_kept
 from anykd.models.branches import initialise
-from anykd.models.fusion import L2G, batch_statistics_kept
+from anykd.models.fusion import L2G
 from anykd.types import Batch, Features, Terms
 
 from .base import Classifier, Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["FBT"]
 
@@ -140,6 +143,11 @@ class FBT(Method):
             return self
 
         @property
+        def sensible_batch(self) -> int:
+            """InfoNCE tells an image from the others of its batch."""
+            return 16 if self.info_nce_weight else 1
+
+        @property
         def reads_logits(self) -> bool:
             """Only the OFA terms do."""
             return self.ofa_weight > 0
@@ -173,6 +181,7 @@ class FBT(Method):
         self.l2g = self.classifier = None
         if any("fusion" in name for name in self.weights):
             widths["fusion"] = self._build_fusion()
+        self.widths = widths
         self.links = nn.ModuleDict()
         for name in self.weights:
             provider, receiver = name.split("_")
@@ -208,6 +217,37 @@ class FBT(Method):
         if self.classifier is not None and not reaches_scores:
             self.classifier.requires_grad_(False)
         return width
+
+    def joins(self) -> tuple[Join, ...]:
+        """The fusion's path, and each link's vectors and class scores."""
+        found = []
+        if self.l2g is not None:
+            found.append(self.join(3, self._path(), self.l2g, self.classifier))
+        links = {name: name.replace("_", " → ") for name in self.weights}
+        if self.config.info_nce_weight:
+            own = dict(self.log_temperatures)
+            for name, shown in links.items():
+                head = self.links[name].get_submodule("head")
+                linear = isinstance(head, nn.Linear)
+                how = f"{shown}: InfoNCE" + (" behind a linear head" if linear else "")
+                # A shared temperature counts with the first link.
+                temperature = own.pop(name, own.pop("shared", None))
+                join = self.join("pooled", how, head, temperature)
+                provider, receiver = (self.widths[party] for party in name.split("_"))
+                found.append(replace(join, student=(receiver,), teacher=(provider,)))
+        if self.config.ofa_weight:
+            how = f"target-enhanced divergence: {', '.join(links.values())}"
+            found.append(self.join("logits", how))
+        return tuple(found)
+
+    def _path(self) -> str:
+        """The way through the fusion, with the shapes that are handed over."""
+        front, behind = ("student", "teacher") if self.student_first else ("teacher", "student")
+        tail = self.teacher if self.student_first else self.student
+        block = "" if self.config.fusion == "patch_embed" else " + Swin block"
+        end = f"{behind}'s stage 4 and head" if self.classifier is None else "pool and classifier"
+        shape = "x".join(map(str, tail.shapes[2]))
+        return f"fusion: {front}'s stages 1-3 → L2G (patch embedding{block}) → {shape} → {end}"
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute the terms of each link."""
@@ -248,15 +288,16 @@ class FBT(Method):
             fused = tail.tail(stage, prefix)
         return _Knowledge(fused.pooled, fused.logits)
 
+    def _fuse_views(self, views: Views) -> _Knowledge:
+        return self._fuse(self.student(views), self.teacher(views))
+
     def companions(self) -> dict[str, Classifier]:
         """The fusion: its accuracy should lie between the student's and the teacher's."""
         if self.l2g is None or self.teacher.num_classes != self.student.num_classes:
             return {}
         if self.classifier is not None and not self.classifier.weight.requires_grad:
             return {}
-        return {
-            "fusion": lambda images: self._fuse(self.student(images), self.teacher(images)).logits
-        }
+        return {"fusion": lambda images: self._fuse_views(Views(images)).logits}
 
     def no_weight_decay(self) -> set[str]:
         """The temperatures, beside the student's and L2G's."""

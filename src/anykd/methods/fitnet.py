@@ -12,6 +12,7 @@ from anykd.models.branches import initialise
 from anykd.types import Batch, Features, Stage, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["FitNet"]
 
@@ -70,6 +71,17 @@ class FitNet(Method):
             for stage in config.stages
         )
         initialise(self.aligners)
+
+    def joins(self) -> tuple[Join, ...]:
+        """The aligner of each stage, and the class scores."""
+        stages = tuple(
+            self.join(stage, aligner.description, aligner)
+            for stage, aligner in zip(self.config.stages, self.aligners, strict=True)
+            if isinstance(aligner, MapAligner)
+        )
+        if not self.config.kd_weight:
+            return stages
+        return (*stages, self.join("logits", "divergence of the class scores"))
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute the divergence and one hint for each stage."""

@@ -8,6 +8,7 @@ from anykd.losses import kd_loss
 from anykd.types import Batch, Features, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["KD"]
 
@@ -36,6 +37,10 @@ class KD(Method):
             return self.kd_weight > 0
 
     config: Config
+
+    def joins(self) -> tuple[Join, ...]:
+        """The class scores."""
+        return (self.join("logits", "divergence of the class scores"),)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute the divergence from the teacher."""

@@ -11,6 +11,7 @@ from anykd.models.branches import MapBranch, TokenBranch, initialise
 from anykd.types import Batch, Features, Stage, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["OFA"]
 
@@ -112,7 +113,20 @@ class OFA(Method):
             width=student.width,
             num_classes=student.num_classes,
             target_grid=self.config.target_grid,
+            num_prefix_tokens=student.num_prefix_tokens,
+            class_token=student.has_class_token,
         )
+
+    def joins(self) -> tuple[Join, ...]:
+        """The branch of each stage, and the class scores."""
+        stages = tuple(
+            self.join(stage, branch.description, branch, target="logits")
+            for stage, branch in zip(self.config.stages, self.branches, strict=True)
+            if isinstance(branch, MapBranch | TokenBranch)
+        )
+        if not self.config.kd_weight:
+            return stages
+        return (*stages, self.join("logits", "target-enhanced divergence"))
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute the logits' term and one term for each stage."""

@@ -16,6 +16,7 @@ from anykd.models.regions import RegionAwareAttention
 from anykd.types import Batch, Features, Stage, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["PAT"]
 
@@ -153,6 +154,20 @@ class PAT(Method):
             return True
         may = self.config.guard == "auto" and self.teacher.num_prefix_tokens == 0
         return may and self.teacher.model.has_tail
+
+    def joins(self) -> tuple[Join, ...]:
+        """What is blended for each stage and what it meets, and the class scores."""
+        regions = self.regions
+        found = []
+        for stage, fold, unfold in zip(_STAGES, regions.fold, regions.unfold, strict=True):
+            prompt = dict(self.prompts).get(str(stage))
+            how = "regions in and out" + ("" if prompt is None else "; feedback prompt")
+            found.append(self.join(stage, how, fold, unfold, prompt))
+        how = f"attention of width {self.config.region_width} over {sum(regions.tokens)} regions"
+        found.append(self.join("stages", how, regions.norm, regions.positions, regions.qkv))
+        if self.config.kd_weight:
+            found.append(self.join("logits", "divergence of the class scores"))
+        return tuple(found)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute the divergence, and for each stage the difference of the maps and the guard."""

@@ -9,6 +9,7 @@ from anykd.losses import rkd_angle_loss, rkd_distance_loss
 from anykd.types import Batch, Features, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["RKD"]
 
@@ -46,7 +47,24 @@ class RKD(Method):
             """Vectors alone are compared."""
             return False
 
+        @property
+        def sensible_batch(self) -> int:
+            """Distances and angles between images are compared."""
+            return 16
+
     config: Config
+
+    def joins(self) -> tuple[Join, ...]:
+        """The vectors."""
+        relations = [
+            name
+            for name, weight in (
+                ("distances", self.config.distance_weight),
+                ("angles", self.config.angle_weight),
+            )
+            if weight
+        ]
+        return (self.join("pooled", f"{' and '.join(relations)} between images"),)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compare the relations within the whole batch."""

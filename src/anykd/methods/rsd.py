@@ -11,6 +11,7 @@ from anykd.models import FrozenTeacher, StagedModel
 from anykd.types import Batch, Features, Terms
 
 from .base import Method, MethodConfig, Paper
+from .joins import Join
 
 __all__ = ["RSD"]
 
@@ -41,6 +42,11 @@ class RSD(Method):
             """Vectors alone are compared."""
             return False
 
+        @property
+        def sensible_batch(self) -> int:
+            """Each coordinate is correlated over the images."""
+            return 16
+
     config: Config
 
     def __init__(self, student: StagedModel, teacher: FrozenTeacher | None, config: Config) -> None:
@@ -52,6 +58,10 @@ class RSD(Method):
             nn.GELU(),
             nn.Linear(2 * width, self.teacher.width, bias=False),
         )
+
+    def joins(self) -> tuple[Join, ...]:
+        """The vectors."""
+        return (self.join("pooled", "head of two linear layers; correlations", self.head),)
 
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute the redundancy of the whole batch."""

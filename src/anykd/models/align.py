@@ -21,6 +21,9 @@ class MapAligner(nn.Module):
     Args:
         source: Shape of the maps that come in.
         target: Shape of the maps that go out.
+
+    Attributes:
+        description: Which of these it is, in a few words.
     """
 
     def __init__(self, source: Shape, target: Shape) -> None:
@@ -31,13 +34,18 @@ class MapAligner(nn.Module):
         grow = _whole_factor(grid_out, grid_in)
         self.project: nn.Module
         self.resample = shrink is None and grow is None
+        self.description = "1x1 convolution"
         if shrink is not None:
             self.project = nn.Conv2d(chan_in, chan_out, kernel_size=shrink, stride=shrink)
+            if shrink > 1:
+                self.description = f"{shrink}x{shrink} convolution of stride {shrink}"
         elif grow is not None:
             widened = nn.Conv2d(chan_in, chan_out * grow * grow, kernel_size=1)
             self.project = nn.Sequential(widened, nn.PixelShuffle(grow))
+            self.description += f" and pixel shuffle by {grow}"
         else:
             self.project = nn.Conv2d(chan_in, chan_out, kernel_size=1)
+            self.description = f"resampled to {grid_out[0]}x{grid_out[1]}, 1x1 convolution"
 
     def forward(
         self, stage: Float[Tensor, "batch chan height width"]

@@ -30,6 +30,9 @@ class MapBranch(nn.Module):
         chan: Channels of that stage.
         width: Channels before the classifier: the larger of the two models' pooled widths.
         num_classes: Length of the scores.
+
+    Attributes:
+        description: What it is made of, in a few words.
     """
 
     def __init__(self, stage: int, chan: int, *, width: int, num_classes: int) -> None:
@@ -41,6 +44,9 @@ class MapBranch(nn.Module):
             self.blocks = nn.Sequential(
                 *(_separable_block(a, b) for a, b in itertools.pairwise(widths))
             )
+        count = 4 - stage
+        what = f"{count} separable block{'s' * (count > 1)}" if count else "1x1 convolution"
+        self.description = f"map branch: {what} to {width}, classifier"
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(
@@ -53,9 +59,10 @@ class MapBranch(nn.Module):
 class TokenBranch(nn.Module):
     """Branch for stages of tokens: patch mergings, transformer blocks, classifier.
 
-    The patch tokens of a grid g are merged ⌊log2(g / target_grid)⌋ times; prefix tokens pass by.
-    Then come max(4 - k, 1) pre-norm blocks of 4 heads, and the class token, or the mean of the
-    patch tokens where there is none, goes to the classifier.
+    The patch tokens of a grid g are merged ⌊log2(g / target_grid)⌋ times; prefix tokens pass by,
+    projected where the blocks have another width. Then come max(4 - k, 1) pre-norm blocks of 4
+    heads, and the class token, or the mean of the patch tokens where there is none (registers are
+    not one), goes to the classifier.
 
     Args:
         stage: Which stage k of the student, 1 to 4.
@@ -63,6 +70,11 @@ class TokenBranch(nn.Module):
         width: Width of the blocks: the student's pooled width.
         num_classes: Length of the scores.
         target_grid: Grid to merge down to; 7 in the paper, at 224 pixels.
+        num_prefix_tokens: Tokens that come beside the map.
+        class_token: Whether the first of them stands for the whole image.
+
+    Attributes:
+        description: What it is made of, in a few words.
     """
 
     def __init__(
@@ -73,8 +85,11 @@ class TokenBranch(nn.Module):
         width: int,
         num_classes: int,
         target_grid: int,
+        num_prefix_tokens: int = 0,
+        class_token: bool = True,
     ) -> None:
         super().__init__()
+        self.reads_class_token = class_token and num_prefix_tokens > 0
         chan, height, width_px = shape
         count = max(int(math.log2(min(height, width_px) / target_grid)), 0)
         merges = [
@@ -84,23 +99,30 @@ class TokenBranch(nn.Module):
         if not merges and chan != width:
             merges = [_ChannelsLastLinear(chan, width)]
         self.merges = nn.Sequential(*merges)
+        other_width = num_prefix_tokens and chan != width
+        self.prefix = nn.Linear(chan, width) if other_width else nn.Identity()
         heads = math.gcd(4, width)
         self.blocks = nn.Sequential(
             *(Block(width, heads, mlp_ratio=4.0, qkv_bias=False) for _ in range(max(4 - stage, 1)))
         )
+        merged = f"{count} merging{'s' * (count > 1)} and " if count else ""
+        blocks = f"{len(self.blocks)} block{'s' * (len(self.blocks) > 1)}"
+        self.description = f"token branch: {merged}{blocks} of {width}, classifier"
         self.classifier = nn.Linear(width, num_classes)
 
     def forward(
         self,
         stage: Float[Tensor, "batch chan height width_px"],
-        prefix: Float[Tensor, "batch tokens width"] | None = None,
+        prefix: Float[Tensor, "batch tokens chan"] | None = None,
     ) -> Float[Tensor, "batch classes"]:
         """Score the classes from a stage map and its prefix tokens."""
         tokens = self.merges(stage.permute(0, 2, 3, 1)).flatten(1, 2)
+        count = 0 if prefix is None else prefix.shape[1]
         if prefix is not None:
-            tokens = torch.cat([prefix, tokens], dim=1)
+            tokens = torch.cat([self.prefix(prefix), tokens], dim=1)
         tokens = self.blocks(tokens)
-        return self.classifier(tokens.mean(dim=1) if prefix is None else tokens[:, 0])
+        image = tokens[:, 0] if self.reads_class_token else tokens[:, count:].mean(dim=1)
+        return self.classifier(image)
 
 
 class _PatchMerging(nn.Module):

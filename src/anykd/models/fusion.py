@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .align import MapAligner
 from .staged import StagedModel
 
-__all__ = ["L2G", "batch_statistics_kept"]
+__all__ = ["L2G"]
 
 _WINDOW = 7
 _HEAD_WIDTH = 32
@@ -77,27 +77,3 @@ def _swin_block(chan: int, height: int, width: int) -> SwinTransformerBlock:
         window_size=_WINDOW,
         mlp_ratio=4.0,
     )
-
-
-class batch_statistics_kept:  # noqa: N801 - used as a function
-    """For a while, batch norms normalise by the batch but leave their running statistics alone.
-
-    The student's tail sees fused features in training and never at inference: they must not enter
-    the statistics that inference uses.
-
-    Args:
-        modules: Where to look for batch norms.
-    """
-
-    def __init__(self, modules: tuple[nn.Module, ...]) -> None:
-        parts = [part for module in modules for part in module.modules()]
-        norms = [part for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-        self.norms = [norm for norm in norms if norm.track_running_stats]
-
-    def __enter__(self) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = False
-
-    def __exit__(self, *error: object) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = True

@@ -1,10 +1,9 @@
 """Any classifier as four stages and a head: one forward pass that keeps what methods compare."""
 
 import inspect
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
@@ -12,176 +11,273 @@ from torch import Tensor, nn
 from anykd.errors import ModelError
 from anykd.types import Features
 
-from .probe import evaluating, probe_images
+from .batchnorm import batch_statistics_kept
+from .checkpoints import LoadedWeights
+from .classifier import LastLayer, find_last_layer
+from .layouts import as_map
+from .origin import ModelOrigin
+from .probe import AttentionSeen, evaluating, first_module, probe_images
+from .protocol import Backbone
 from .structure import BranchDesign, Kind, branch_design_of, kind_of, pick_taps
 from .tail import Tail, find_tail
+from .views import View, Views
 
 __all__ = ["StagedModel"]
+
+Level = tuple[Tensor, Tensor | None]
 
 _NO_NORM = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class StagedModel(nn.Module):
-    """A timm classifier whose forward pass also yields four stage maps.
+    """A classifier whose forward pass also yields four stage maps.
 
     Hierarchical models (ResNet, ConvNeXt, Swin) give their last four levels, columnar ones (ViT,
-    Mixer) the blocks 2, 4, L-2 and L of their depth L, tokens folded to a map. Everything is found
-    by probing one image, never by a table of names.
+    Mixer) the blocks 2, 4, L-2 and L of their depth L, tokens folded to a map. A model of three
+    levels (LeViT, PiT) gives what its stem makes of the image as stage 1; the stem is run twice for
+    that. Everything is found by probing one image, never by a table of names.
 
     Args:
-        module: A timm classifier. It is used, not copied.
+        module: A timm classifier, or a module that follows `Backbone`. It is used, not copied.
         image_size: Pixels, one number or (height, width), that it sees; other images are resized.
             None takes the model's own.
+        mean: Of R, G and B in [0, 1]; None takes the model's own, or 0 where it has none.
+        std: Likewise, or 1.
+        interpolation: nearest, bilinear or bicubic; None takes the model's own, or bicubic.
         branch_design: Which of OFA's branch designs suits its stages; None derives it.
 
     Attributes:
         model: The classifier.
         image_size: (height, width) in pixels.
+        view: Size, interpolation, mean and deviation of the images that it sees.
+        crop_pct: Share of the resized short side that its evaluation keeps, in (0, 1].
+        class_names: What each logit stands for; empty where the model does not say.
+        license: Of its weights, as their config names it, or None.
         num_classes: Length of the logits; 0 for a model without a classifier, whose logits are its
             pooled vector.
         width: Length of the pooled vector.
-        taps: Index of each stage among the model's intermediates.
+        taps: Index of each stage among the model's levels.
         shapes: (chan, height, width) of each stage for images of ``image_size``.
         num_prefix_tokens: Class, distillation and register tokens beside each map.
+        has_class_token: Whether the first of them stands for the whole image.
         columnar: True where all stages have one resolution.
+        origin: The name and options that make it again; None where it was wrapped by hand.
+        loaded: Where its weights come from, and what of them was left out; None where they are
+            random or its maker's.
         kind: ``conv``, ``attention``, ``mlp`` or ``hybrid``: what mixes positions in its blocks.
         branch_design: ``map`` or ``token``.
 
     Raises:
-        ModelError: If the module is no timm classifier, has fewer than four levels of features, or
-            cannot take images of ``image_size``.
+        ModelError: If the module is neither, has fewer than three levels of features, or cannot
+            take images of ``image_size``.
     """
 
     # timm attaches what is used here at run time; no other file relies on it.
     model: Any
     mean: Tensor
     std: Tensor
+    # Filled in by `create_staged`.
+    origin: ModelOrigin | None = None
+    loaded: LoadedWeights | None = None
 
     def __init__(
         self,
         module: nn.Module,
         *,
         image_size: int | tuple[int, int] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        interpolation: str | None = None,
         branch_design: BranchDesign | None = None,
     ) -> None:
         super().__init__()
-        _require_timm(module)
+        self.is_timm = _is_timm(module)
         self.model = module
         config: dict[str, Any] = getattr(module, "pretrained_cfg", None) or {}
         self.image_size = _both(image_size or tuple(config.get("input_size", (3, 224, 224)))[-2:])
-        mean, std = (config.get("mean", _NO_NORM[0]), config.get("std", _NO_NORM[1]))
-        # Not saved: they belong to the weights' config, and a student's file holds only weights.
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.interpolation: str = config.get("interpolation", "bicubic")
-        self.num_prefix_tokens = int(getattr(module, "num_prefix_tokens", 0) or 0)
-        signature = inspect.signature(self.model.forward_intermediates).parameters
-        keeps_prefix = self.num_prefix_tokens and "return_prefix_tokens" in signature
-        self._options = {"return_prefix_tokens": True} if keeps_prefix else {}
-        self._tail: Tail | None = None
-        self._probe()
-        self.branch_design: BranchDesign = branch_design or branch_design_of(
-            self.model, self.stage_modules, columnar=self.columnar
+        self.view = View(
+            self.image_size,
+            interpolation or config.get("interpolation") or "bicubic",
+            tuple(float(m) for m in mean or config.get("mean") or _NO_NORM[0]),
+            tuple(float(s) for s in std or config.get("std") or _NO_NORM[1]),
         )
+        # Not saved: they belong to the weights' config, and a student's file holds only weights.
+        for name, values in (("mean", self.view.mean), ("std", self.view.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.crop_pct = float(config.get("crop_pct") or 1.0)
+        self.class_names: tuple[str, ...] = tuple(config.get("label_names") or ())
+        self.license: str | None = config.get("license")
+        self.new_classifier: nn.Module | None = None
+        self._options: dict[str, bool] = {}
+        if self.is_timm and getattr(module, "num_prefix_tokens", 0):
+            parameters = inspect.signature(self.model.forward_intermediates).parameters
+            if "return_prefix_tokens" in parameters:
+                self._options = {"return_prefix_tokens": True}
+        self._tail: Tail | None = None
+        self._probe(branch_design)
 
-    def _probe(self) -> None:
+    def _probe(self, branch_design: BranchDesign | None) -> None:
         """Learn taps, shapes, widths and how the head splits from one random image."""
         _require_whole_patches(self)
         self.taps: tuple[int, ...] = ()
+        self._stem: str | None = None
         self._final_is_stage_4 = False
-        self._split_head = True
+        self._last_layer: LastLayer | None = None
         with torch.no_grad(), evaluating(self.model):
             images = probe_images(self.image_size, like=self.mean)
-            final, levels = self.intermediates(images, indices=None)
-            maps = [stage for stage, _ in levels]
-            if len(maps) < 4:
+            with AttentionSeen() as attention:
+                final, levels = self.intermediates(images, indices=None)
+            if len(levels) == 3:
+                self._stem = first_module(self.model, lambda: self.intermediates(images, None))
+                final, levels = self.intermediates(images, indices=None)
+            if len(levels) < 4:
                 raise ModelError(
-                    f"{self.name} has {len(maps)} levels of features, 4 are needed",
-                    hint="choose a model with four or more levels; `anykd models` lists names",
+                    f"{self.name} has {len(levels)} levels of features, 4 are needed, or 3 and a "
+                    "stem",
+                    hint="choose a model with more levels; `anykd models` lists names",
                 )
-            sizes = [tuple(m.shape[-2:]) for m in maps]
+            sizes = [tuple(stage.shape[-2:]) for stage, _ in levels]
             self.columnar = len(set(sizes)) == 1
-            self.taps = pick_taps(len(maps), columnar=self.columnar)
+            self.taps = pick_taps(len(levels), columnar=self.columnar)
             # MobileNetV2 and EfficientNet widen the last level once more before pooling; OFA's
             # fourth stage is that wider map.
-            last = maps[self.taps[-1]]
+            last, _ = levels[self.taps[-1]]
             self._final_is_stage_4 = (
-                final.ndim == 4
+                isinstance(final, Tensor)
+                and final.ndim == 4
                 and final.shape[-2:] == last.shape[-2:]
                 and final.shape[1] != last.shape[1]
             )
             pooled = self.model.forward_head(final, pre_logits=True)
             logits = self.model.forward_head(final)
-            classifier = self.model.get_classifier()
-            self._split_head = isinstance(classifier, nn.Module) and torch.equal(
-                classifier(pooled), logits
-            )
+            headless = _is_headless(self.model, pooled, logits)
+            if not headless:
+                self._last_layer = find_last_layer(self.model, pooled, logits)
             features = self._features(final, [levels[i] for i in self.taps])
         self.shapes = tuple(_shape(stage) for stage in features.stages)
+        prefix = features.prefixes[2]
+        self.num_prefix_tokens = 0 if prefix is None else prefix.shape[1]
+        token = getattr(self.model, "cls_token", None)
+        self.has_class_token = self.num_prefix_tokens > 0 and (
+            not self.is_timm or token is not None
+        )
         self.width: int = features.pooled.shape[1]
-        headless = isinstance(classifier, nn.Identity)
         self.num_classes: int = 0 if headless else features.logits.shape[1]
-        self.kind: Kind = kind_of(self.model, self.stage_modules, columnar=self.columnar)
+        modules = self.stage_modules
+        self.kind: Kind = kind_of(
+            self.model, modules, columnar=self.columnar, attention=attention.seen
+        )
+        self.branch_design: BranchDesign = branch_design or branch_design_of(
+            self.kind, columnar=self.columnar
+        )
 
     @property
     def name(self) -> str:
-        """Architecture as timm calls it."""
+        """Architecture as timm calls it, or the name that the module gives itself."""
         config = getattr(self.model, "pretrained_cfg", None) or {}
         return config.get("architecture") or type(self.model).__name__
 
     @property
+    def interpolation(self) -> str:
+        """How images of another size are resized."""
+        return self.view.interpolation
+
+    @property
     def stage_modules(self) -> tuple[str, ...]:
-        """Path of the module that ends each stage, as timm's feature info gives it."""
-        info = self.model.feature_info
+        """Path of the module that ends each stage, as timm's feature info gives it, where it does.
+
+        Some families' info names modules that are not there; those are left out.
+        """
+        info: Any = getattr(self.model, "feature_info", ())
         dicts = info.get_dicts() if hasattr(info, "get_dicts") else info
-        return tuple(dicts[i]["module"] for i in self.taps)
+        offset = 0 if self._stem is None else 1
+        known = {path for path, _ in self.model.named_modules()}
+        paths = [
+            dicts[i - offset]["module"] for i in self.taps if offset <= i < len(dicts) + offset
+        ]
+        return tuple(path for path in paths if path in known)
 
     def prepare(
         self, images: Float[Tensor, "batch 3 height width_px"]
     ) -> Float[Tensor, "batch 3 own_height own_width"]:
         """Resize images in [0, 1] to the model's size and normalise them its way."""
-        if tuple(images.shape[-2:]) != self.image_size:
-            mode = "bicubic" if self.interpolation == "bicubic" else "bilinear"
-            images = F.interpolate(
-                images, size=self.image_size, mode=mode, antialias=True, align_corners=False
-            )
-        return (images - self.mean) / self.std
+        return Views(images).of(self.view, self.mean, self.std)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width_px"]) -> Features:
-        """Run the model once and keep its stages."""
+    def forward(self, images: Float[Tensor, "batch 3 height width_px"] | Views) -> Features:
+        """Run the model once and keep its stages.
+
+        Args:
+            images: RGB in [0, 1]; or the `Views` of them that several models share.
+        """
         final, levels = self.intermediates(images, indices=list(self.taps))
         return self._features(final, levels)
 
     def intermediates(
-        self, images: Float[Tensor, "batch 3 height width_px"], indices: list[int] | None
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
+        self,
+        images: Float[Tensor, "batch 3 height width_px"] | Views,
+        indices: list[int] | None,
+    ) -> tuple[Any, list[Level]]:
         """Run the model to its final feature, before pooling, and keep levels on the way.
 
         Args:
-            images: RGB in [0, 1].
+            images: RGB in [0, 1], or the `Views` of them.
             indices: The levels to keep; None keeps all.
 
         Returns:
             The final feature in the model's own layout, and each level as (map, prefix tokens).
         """
-        final, levels = self.model.forward_intermediates(
-            self.prepare(images), indices=indices, **self._options
-        )
-        return final, [level if isinstance(level, tuple) else (level, None) for level in levels]
+        views = images if isinstance(images, Views) else Views(images)
+        x = views.of(self.view, self.mean, self.std)
+        if not self.is_timm:
+            stages, final = self.model.forward_stages(x)
+            kept = stages if indices is None else [stages[i] for i in indices]
+        elif self._stem is None:
+            final, kept = self.model.forward_intermediates(x, indices=indices, **self._options)
+        else:
+            final, kept = self.model.forward_intermediates(x, **self._options)
+            kept = [self._run_stem(x), *kept]
+            kept = kept if indices is None else [kept[i] for i in indices]
+        return final, [level if isinstance(level, tuple) else (level, None) for level in kept]
 
-    def _features(
-        self, final: Tensor, levels: list[tuple[Tensor, Tensor | None]], *, tail: bool = False
-    ) -> Features:
+    def _run_stem(self, x: Tensor) -> Tensor:
+        """What the stem makes of the image, as a map: stage 1 of a model of three levels.
+
+        The model has run it on these images already: its batch statistics count once.
+        """
+        assert self._stem is not None
+        stem = self.model.get_submodule(self._stem)
+        with batch_statistics_kept((stem,)):
+            return as_map(stem(x), self.image_size)
+
+    def _features(self, final: Any, levels: list[Level], *, tail: bool = False) -> Features:
         stages = [stage for stage, _ in levels]
         if self._final_is_stage_4 and not tail:
             stages[-1] = final
         pooled = self.model.forward_head(final, pre_logits=True)
-        logits = (
-            self.model.get_classifier()(pooled)
-            if self._split_head
-            else self.model.forward_head(final)
-        )
+        if self.new_classifier is not None:
+            logits = self.new_classifier(pooled)
+        elif self._last_layer is not None:
+            logits = self._last_layer(self.model, pooled)
+        else:
+            logits = self.model.forward_head(final)
         return Features(tuple(stages), tuple(prefix for _, prefix in levels), pooled, logits)
+
+    def replace_classifier(self, classifier: nn.Linear) -> None:
+        """Score classes by another linear layer on the pooled vector from now on.
+
+        It stands beside the model, whose own classifier is left as it is: this is for teachers, not
+        for a student that is to be saved.
+
+        Args:
+            classifier: From ``width`` to the classes.
+        """
+        if classifier.in_features != self.width:
+            raise ModelError(
+                f"the classifier takes vectors of {classifier.in_features}, {self.name} gives "
+                f"{self.width}"
+            )
+        self.new_classifier = classifier.to(self.mean.device)
+        self.num_classes, self.class_names = classifier.out_features, ()
 
     @property
     def has_tail(self) -> bool:
@@ -230,12 +326,12 @@ class StagedModel(nn.Module):
                 f"the tail of {self.name} takes maps of {self.shapes[2][0]} channels, "
                 f"got {stage3_map.shape[1]}"
             )
-        return self._features(tail.run(stage3_map, prefix), [], tail=True)
+        return self._features(tail.run(self.model, stage3_map, prefix), [], tail=True)
 
     @property
     def tail_modules(self) -> tuple[nn.Module, ...]:
         """The modules that the tail runs before the head."""
-        return self.require_tail().modules
+        return self.require_tail().modules(self.model)
 
     def prefix_tokens(self) -> Float[Tensor, "1 tokens chan"] | None:
         """The model's own learnt prefix tokens with their positions, or None where it has none."""
@@ -281,12 +377,29 @@ def _require_whole_patches(staged: StagedModel) -> None:
                 )
 
 
-def _require_timm(module: nn.Module) -> None:
-    needed: tuple[Literal["forward_intermediates", "forward_head", "feature_info"], ...]
-    needed = ("forward_intermediates", "forward_head", "feature_info")
-    missing = [name for name in needed if not hasattr(module, name)]
+def _is_headless(model: Any, pooled: Tensor, logits: Tensor) -> bool:
+    if hasattr(model, "get_classifier"):
+        return isinstance(model.get_classifier(), nn.Identity)
+    return pooled.shape == logits.shape and torch.equal(pooled, logits)
+
+
+def _is_timm(module: nn.Module) -> bool:
+    """Whether a module is timm's, and no other's that could not be used.
+
+    Raises:
+        ModelError: If it is neither a timm classifier nor a `Backbone`.
+    """
+    if isinstance(module, Backbone):
+        return False
+    missing = [
+        name
+        for name in ("forward_intermediates", "forward_head", "feature_info")
+        if not hasattr(module, name)
+    ]
     if missing:
         raise ModelError(
             f"{type(module).__name__} is no timm classifier: it lacks {', '.join(missing)}",
-            hint="models come from timm.create_model, or anykd.models.create_staged by name",
+            hint="models come from timm.create_model, or anykd.models.create_staged by name; "
+            "another module needs forward_stages and forward_head (anykd.models.Backbone)",
         )
+    return True

@@ -34,40 +34,40 @@ def pick_taps(num_levels: int, *, columnar: bool) -> tuple[int, int, int, int]:
     return (first, second, third, last)
 
 
-def kind_of(model: nn.Module, stage_modules: Sequence[str], *, columnar: bool) -> Kind:
+def kind_of(
+    model: nn.Module, stage_modules: Sequence[str], *, columnar: bool, attention: bool
+) -> Kind:
     """Say what mixes positions in the stages: convolution, attention, both, or neither (MLP).
 
     Args:
         model: The classifier.
-        stage_modules: Paths of the modules that end the stages.
+        stage_modules: Paths of the modules that end the stages, where they are known.
         columnar: Whether all stages have one resolution.
+        attention: Whether the model was seen to multiply features with features.
     """
     parts = list(_stage_parts(model, stage_modules))
-    attention = any(isinstance(getattr(part, "num_heads", None), int) for part in parts)
     if attention:
         return "hybrid" if any(map(_mixes_neighbours, parts)) else "attention"
     # A pyramid without attention shrinks its maps by convolution or pooling: local all the same.
     return "conv" if not columnar or any(map(_mixes_neighbours, parts)) else "mlp"
 
 
-def branch_design_of(
-    model: nn.Module, stage_modules: Sequence[str], *, columnar: bool
-) -> BranchDesign:
+def branch_design_of(kind: Kind, *, columnar: bool) -> BranchDesign:
     """Say which of OFA's branches suits the stages: convolutions on maps, or blocks on tokens.
 
     Tokens for columnar models and for pyramids of pure attention (Swin), maps for all others.
 
     Args:
-        model: The classifier.
-        stage_modules: Paths of the modules that end the stages.
+        kind: What mixes positions.
         columnar: Whether all stages have one resolution.
     """
-    kind = kind_of(model, stage_modules, columnar=columnar)
     return "token" if columnar or kind == "attention" else "map"
 
 
 def _stage_parts(model: nn.Module, stage_modules: Sequence[str]) -> Iterator[nn.Module]:
     """Every module inside the containers of the stages; the stem and the head stand outside."""
+    if not stage_modules:
+        yield from model.modules()
     for root in dict.fromkeys(path.split(".")[0] for path in stage_modules):
         yield from model.get_submodule(root).modules()
 

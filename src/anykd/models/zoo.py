@@ -1,50 +1,51 @@
-"""Models by name: timm's, and the two small Swins of the papers' tables that timm lacks."""
+"""Models by name, whatever library they come from, and how they are saved."""
 
 import copy
+import fnmatch
 import json
-import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import load_checkpoint, register_model, save_for_hf
+from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import nn
 
 from anykd.errors import ModelError, nearest
 
+from .checkpoints import LoadedWeights, load_weights, require_file
+from .hidden_states import HiddenStatesBackbone
+from .origin import ModelOrigin
+from .sources import from_code, from_timm, from_torchvision, from_transformers
+from .sources.request import ModelRequest, first_line, pixels
 from .staged import StagedModel
+from .traced import TracedBackbone
 
-__all__ = ["create_staged", "model_names", "require_known", "save_model"]
+__all__ = [
+    "create_staged",
+    "has_weights",
+    "model_names",
+    "require_known",
+    "save_model",
+]
 
+_SAVED = "anykd"
+"""Key of ``config.json`` behind which stands what timm's layout has no place for."""
 
-# Built from swin_tiny with other numbers, so that a saved student names an architecture which timm
-# knows, and loads where anykd is not installed.
-@register_model
-def swin_pico_patch4_window7_224(pretrained: bool = False, **options: Any) -> nn.Module:
-    """Swin-P(ico) of OFA-KD: embedding 48, depths 2-2-2-2."""
-    return _small_swin("swin_pico_patch4_window7_224", 48, pretrained, options)
-
-
-@register_model
-def swin_nano_patch4_window7_224(pretrained: bool = False, **options: Any) -> nn.Module:
-    """Swin-N(ano) of OFA-KD: embedding 64, depths 2-2-2-2."""
-    return _small_swin("swin_nano_patch4_window7_224", 64, pretrained, options)
-
-
-def _small_swin(name: str, embed_dim: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
-    if pretrained:
-        raise ModelError(f"{name} has no pretrained weights", hint="train it with `anykd train`")
-    numbers = {"embed_dim": embed_dim, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16)}
-    return timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, **numbers | options)
+_PREFIXED = {"torchvision": from_torchvision, "transformers": from_transformers}
 
 
 def model_names(pattern: str = "*") -> list[str]:
-    """List the architectures whose name matches a shell pattern.
+    """List the architectures whose name matches a shell pattern: timm's, unless it names a source.
 
     Args:
-        pattern: Such as ``*vit*tiny*``.
+        pattern: Such as ``*vit*tiny*``, ``torchvision:resnet*`` or ``transformers:*``.
     """
+    source, colon, rest = pattern.partition(":")
+    if colon and source in _PREFIXED:
+        return [f"{source}:{name}" for name in fnmatch.filter(_PREFIXED[source].names(), rest)]
     return timm.list_models(pattern)
 
 
@@ -55,55 +56,119 @@ def create_staged(
     image_size: int | tuple[int, int] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
-    **timm_kwargs: Any,
+    new_head: bool = False,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    interpolation: str | None = None,
+    **options: Any,
 ) -> StagedModel:
     """Build a model by name and wrap it.
 
     Args:
-        name: A timm architecture, with or without a tag; ``hf-hub:NAME``; or a run directory, whose
-            student it loads with its weights.
+        name: A timm architecture, with or without a tag; ``hf-hub:NAME``; ``torchvision:NAME``;
+            ``transformers:NAME`` or ``transformers:FOLDER``; ``path/to/file.py:factory`` or
+            ``package.module:factory``, which is executed; ``local-dir:FOLDER``; or a run directory,
+            whose student it loads with its weights.
         num_classes: Length of the logits. None keeps the model's own; with pretrained weights
-            another number gives a new, random head.
-        image_size: Pixels, one number or (height, width). Reaches timm as ``img_size`` where the
-            model takes one. None takes the model's own.
+            another number gives a new, random head, and 0 none.
+        image_size: Pixels, one number or (height, width). Reaches the model where it takes one.
+            None takes the model's own.
         pretrained: Load the weights that belong to the name.
-        weights: Load these instead: a safetensors file, or a checkpoint that timm reads.
-        **timm_kwargs: Options of ``timm.create_model``, such as ``patch_size=4``.
+        weights: Load these instead: a safetensors file, or a checkpoint of a training script.
+        new_head: Whether weights with a head for other classes, or none, may be loaded without it.
+        mean: Of R, G and B in [0, 1]; None takes the model's own.
+        std: Likewise.
+        interpolation: nearest, bilinear or bicubic; None takes the model's own.
+        **options: Of the model's own constructor, such as ``patch_size=4``. For CNNs of timm also
+            ``stem="small"``: see `anykd.models.stem.use_small_stem`.
+
+    Returns:
+        The model. Its ``loaded`` says where its weights come from, and what was left out.
 
     Raises:
         ModelError: If the name is unknown, an option does not fit, weights cannot be had or do not
             fit, or the model cannot take images of this size.
     """
-    folder = Path(name)
-    if _is_run(folder):
-        name, pretrained = f"local-dir:{folder / 'student'}", True
-        image_size = image_size or _saved_image_size(folder)
-    elif ":" not in name:
-        require_known(name)
-    options = dict(timm_kwargs)
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    module = _create(name, image_size, pretrained, options)
+    require_known(name)
     if weights is not None:
-        _load_weights(module, Path(weights))
+        require_file(Path(weights))
+    folder, is_run = _saved_folder(name), _is_run(Path(name))
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if is_run:
+        size = size or _saved_image_size(Path(name) / "student")
+    with_own = (pretrained or is_run) and weights is None
+    request = ModelRequest(name, num_classes, size, with_own, options)
+    if folder is None:
+        module, origin = _build(request), ModelOrigin(name, options)
+    else:
+        module, origin = _build_saved(request, folder)
+    staged = _stage(name, module, size, mean=mean, std=std, interpolation=interpolation)
+    staged.origin = origin
+    if _source_of(origin.name) is from_code and num_classes not in (None, staged.num_classes):
+        raise ModelError(
+            f"{name} makes a model of {staged.num_classes} classes, {num_classes} are asked for",
+            hint="let the function take num_classes",
+        )
+    if weights is not None:
+        staged.loaded = _load(staged, Path(weights), new_head=new_head or num_classes == 0)
+    elif with_own and folder is not None and not _is_timms(staged):
+        # Asking for other classes asks for a new head, as it does by every other name.
+        file = folder / "model.safetensors"
+        staged.loaded = _load(staged, file, new_head=num_classes is not None)
+    elif with_own:
+        staged.loaded = _of_name(request, module)
+    return staged
+
+
+def _stage(name: str, module: nn.Module, size: tuple[int, int] | None, **view: Any) -> StagedModel:
     try:
-        return StagedModel(module, image_size=image_size)
+        return StagedModel(module, image_size=size, **view)
     except ModelError:
         raise
     except Exception as error:
         # Whatever a model raises on images that do not fit it: an assertion, a shape, a division.
         raise ModelError(
-            f"{name} cannot take images of {_pixels(image_size)}: {_first_line(error)}",
+            f"{name} cannot take images of {pixels(size)}: {first_line(error)}",
             hint="choose another image_size, or a patch_size that divides it",
         ) from error
+
+
+def _load(staged: StagedModel, path: Path, *, new_head: bool) -> LoadedWeights:
+    return load_weights(
+        _plain(staged.model),
+        path,
+        num_classes=staged.num_classes,
+        classifiers=_classifiers(staged),
+        new_head=new_head,
+    )
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The model as its own library makes it."""
+    return module.model if isinstance(module, TracedBackbone | HiddenStatesBackbone) else module
+
+
+def _classifiers(staged: StagedModel) -> tuple[str, ...]:
+    """Paths of the layers that score the classes, or stand where they were."""
+    module = staged.model
+    if isinstance(module, TracedBackbone | HiddenStatesBackbone):
+        return module.classifiers
+    named = (getattr(module, "pretrained_cfg", None) or {}).get("classifier")
+    if named:
+        return (named,) if isinstance(named, str) else tuple(named)
+    linear = {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear)}
+    scoring = [path for path, part in linear.items() if part.out_features == staged.num_classes]
+    return tuple(scoring[-1:])
 
 
 def save_model(
     staged: StagedModel, folder: Path, *, class_names: tuple[str, ...] = (), crop_pct: float = 1.0
 ) -> None:
-    """Write a model in timm's hub layout: ``model.safetensors`` and ``config.json``.
+    """Write a model as ``model.safetensors`` and ``config.json``, so that `create_staged` loads it.
 
-    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it.
+    Without anykd, a timm model is loaded by ``timm.create_model("local-dir:FOLDER",
+    pretrained=True)``; one of transformers by ``AutoModelForImageClassification.from_pretrained(
+    FOLDER)``; the weights of any other by its own ``load_state_dict``.
 
     Args:
         staged: The model.
@@ -115,112 +180,167 @@ def save_model(
     model = copy.deepcopy(staged.model).cpu().to(memory_format=torch.contiguous_format)
     data = {
         "input_size": (3, *staged.image_size),
-        "mean": tuple(staged.mean.flatten().tolist()),
-        "std": tuple(staged.std.flatten().tolist()),
-        "interpolation": staged.interpolation,
+        "mean": staged.view.mean,
+        "std": staged.view.std,
+        "interpolation": staged.view.interpolation,
         "crop_pct": crop_pct,
     }
-    config = {"label_names": list(class_names)} if class_names else {}
-    save_for_hf(model, str(folder), model_config=config, data_config=data, safe_serialization=True)
+    if _is_timms(staged):
+        own = {"label_names": list(class_names)} if class_names else {}
+        save_for_hf(model, str(folder), model_config=own, data_config=data, safe_serialization=True)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Tensors that share memory are written twice, and each under its own name.
+    state = {key: value.contiguous().clone() for key, value in _plain(model).state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = dict(getattr(model, "pretrained_cfg", None) or {}) | data
+    config.pop("label_names", None)
+    config |= {"label_names": list(class_names)} if class_names else {}
+    origin = staged.origin
+    saved = {
+        "model": None if origin is None else _recorded_name(origin.name),
+        "options": {} if origin is None else origin.options,
+        "num_classes": staged.num_classes,
+        "pretrained_cfg": config,
+    }
+    found: dict[str, Any] = {}
+    if isinstance(model, HiddenStatesBackbone):
+        found = from_transformers.saved_config(model.model, class_names)
+        processor = from_transformers.saved_processor(config)
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+    (folder / "config.json").write_text(json.dumps(found | {_SAVED: saved}, indent=2))
+
+
+def _recorded_name(name: str) -> str:
+    """A name as a run keeps it: that of a user's own code by its file, wherever one stands."""
+    if _source_of(name) is not from_code:
+        return name
+    return f"{from_code.source_file(name)}:{name.rpartition(':')[2]}"
+
+
+def _is_timms(staged: StagedModel) -> bool:
+    """Whether timm alone makes the model again: not with another stem, nor out of own code."""
+    origin = staged.origin
+    if origin is None:
+        return staged.is_timm
+    return _source_of(origin.name) is from_timm and "stem" not in origin.options
+
+
+def require_known(name: str) -> None:
+    """Refuse a name that no source of models knows, without loading anything.
+
+    Names of the hub are not looked up. A file of the user's own is executed, to see whether its
+    function is there.
+
+    Raises:
+        ModelError: With the nearest names.
+    """
+    if _is_run(Path(name)):
+        return
+    source, colon, rest = name.partition(":")
+    if colon:
+        _source_of(name).require_known(rest if source in _PREFIXED else name)
+    elif Path(name).is_dir():
+        raise ModelError(
+            f"{name} is no finished run: it has no student/config.json",
+            hint="give the folder above it"
+            if Path(name).name == "student"
+            else "give a run directory that `anykd train` or `anykd distill` has finished",
+        )
+    elif Path(name).suffix == ".py":
+        raise ModelError(
+            f"{name} does not say which function makes the model", hint=f"such as {name}:make_model"
+        )
+    else:
+        folder = Path(name).parent
+        near = [str(path) for path in folder.iterdir()] if folder.is_dir() and "/" in name else []
+        if hint := nearest(name, near, or_list=False):
+            raise ModelError(f"no run directory is at {name}", hint=hint)
+        from_timm.require_known(name)
+
+
+def has_weights(name: str) -> bool:
+    """Whether weights belong to a known name, so that it can teach by itself.
+
+    Of names of the hub, and of a user's own code, this is taken for granted; building the model
+    shows it.
+    """
+    if _is_run(Path(name)):
+        return True
+    source, _, rest = name.partition(":")
+    home = _source_of(name)
+    return home is from_code or home.has_weights(rest if source in _PREFIXED else name)
+
+
+def _source_of(name: str) -> Any:
+    """The module that makes the models of a name."""
+    source, colon, _ = name.partition(":")
+    if not colon or source in ("hf-hub", "local-dir"):
+        return from_timm
+    return _PREFIXED.get(source, from_code)
+
+
+def _build(request: ModelRequest) -> nn.Module:
+    source, _, rest = request.name.partition(":")
+    home = _source_of(request.name)
+    return home.build(replace(request, name=rest) if source in _PREFIXED else request)
+
+
+def _of_name(request: ModelRequest, module: Any) -> LoadedWeights:
+    """What is known of weights that came with a name."""
+    saved = (getattr(module, "pretrained_cfg", None) or {}).get("num_classes")
+    new_head = saved is not None and request.num_classes not in (None, 0, saved)
+    return LoadedWeights(request.name, new_head=new_head, saved_classes=saved if new_head else None)
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / "student" / "config.json").is_file()
 
 
+def _saved_folder(name: str) -> Path | None:
+    """The folder of a model that was saved: a run's student, or one named outright."""
+    source, _, rest = name.partition(":")
+    if _is_run(Path(name)):
+        return Path(name) / "student"
+    return Path(rest) if source == "local-dir" else None
+
+
 def _saved_image_size(folder: Path) -> tuple[int, int]:
-    config = json.loads((folder / "student" / "config.json").read_text())
-    _, height, width = config["pretrained_cfg"]["input_size"]
+    saved = _read_config(folder)
+    _, height, width = saved.get(_SAVED, saved)["pretrained_cfg"]["input_size"]
     return height, width
 
 
-def require_known(name: str) -> None:
-    """Refuse a name that is neither a timm architecture nor a finished run.
+def _read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
 
-    Raises:
-        ModelError: With the nearest names.
-    """
-    if _is_run(Path(name)) or ":" in name:
-        return
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        if Path(name).is_dir():
-            raise ModelError(
-                f"{name} is no finished run: it has no student/config.json",
-                hint="give the folder above it"
-                if Path(name).name == "student"
-                else "give a run directory that `anykd train` or `anykd distill` has finished",
-            )
-        folder = Path(name).parent
-        near = [str(path) for path in folder.iterdir()] if folder.is_dir() and "/" in name else []
+
+def _build_saved(request: ModelRequest, folder: Path) -> tuple[nn.Module, ModelOrigin]:
+    """Make a model that was saved; what is not timm's has random weights still."""
+    saved = _read_config(folder).get(_SAVED)
+    if saved is None:
+        name = f"local-dir:{folder}"
+        return from_timm.build(replace(request, name=name)), ModelOrigin(name, request.options)
+    name, config = saved["model"], saved["pretrained_cfg"]
+    if name is None:
         raise ModelError(
-            f"no model is called {name!r}, and no run directory is there",
-            hint=nearest(name, near, or_list=False) if near else _nearest_model(architecture),
+            f"the model in {folder} was not made by a name, so it cannot be made again",
+            hint="make it yourself, and load its model.safetensors",
         )
-    if tag and not timm.is_model_pretrained(name):
-        known = [n for n in timm.list_pretrained(f"{architecture}.*")]
-        raise ModelError(f"{architecture} has no weights {tag!r}", hint=nearest(name, known))
-
-
-def _nearest_model(name: str) -> str:
-    return nearest(name, timm.list_models()) or "`anykd models PATTERN` lists names"
-
-
-def _create(
-    name: str, image_size: int | tuple[int, int] | None, pretrained: bool, options: dict[str, Any]
-) -> nn.Module:
-    attempts = [options] if image_size is None else [{**options, "img_size": image_size}, options]
-    for attempt in attempts:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # timm's hints are for its own authors
-                return timm.create_model(name, pretrained=pretrained, **attempt)
-        except TypeError as error:
-            if "img_size" in str(error) and attempt is not attempts[-1]:
-                continue  # convolutional models take images of any size and no such option
-            raise ModelError(
-                f"{name} does not take these options: {_first_line(error)}",
-                hint="options are those of timm.create_model for this model",
-            ) from error
-        except ModelError:
-            raise
-        except Exception as error:
-            raise _creation_error(name, image_size, pretrained, error) from error
-    raise AssertionError("one attempt returns or raises")
-
-
-def _creation_error(
-    name: str, image_size: int | tuple[int, int] | None, pretrained: bool, error: Exception
-) -> ModelError:
-    if pretrained or ":" in name:
-        return ModelError(
-            f"the pretrained weights of {name} could not be had: {_first_line(error)}",
-            hint="check the network, or give a file, such as --set teacher.weights=FILE",
-        )
-    return ModelError(f"{name} cannot be built for {_pixels(image_size)}: {_first_line(error)}")
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ModelError(
-            f"no weights file at {path}", hint=nearest(path.name, siblings, or_list=False)
-        )
-    try:
-        load_checkpoint(module, str(path))
-    except Exception as error:
-        raise ModelError(
-            f"{path} does not fit the model: {_first_line(error)}",
-            hint="name the architecture, options and number of classes that it was trained with",
-        ) from error
-
-
-def _pixels(size: int | tuple[int, int] | None) -> str:
-    if size is None:
-        return "its own image size"
-    return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
+    home = _source_of(name)
+    classes = saved["num_classes"] if request.num_classes is None else request.num_classes
+    options = saved["options"] | request.options
+    again = replace(request, num_classes=classes, pretrained=False, options=options)
+    if home is from_transformers:
+        module = from_transformers.rebuild(replace(again, name=str(folder)), config)
+    elif home is from_torchvision:
+        again = replace(again, name=name.partition(":")[2])
+        module = from_torchvision.rebuild(again, config)
+    elif home is from_timm:
+        module = from_timm.build(replace(again, name=name))
+        module.pretrained_cfg = config
+    else:
+        name = from_code.recorded(name, folder.parent)
+        module: Any = from_code.build(replace(again, name=name))
+        module.pretrained_cfg = config
+    return module, ModelOrigin(name, options)

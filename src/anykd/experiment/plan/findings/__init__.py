@@ -1,0 +1,1 @@
+"""One small function for each thing that may be amiss; each looks and changes nothing."""

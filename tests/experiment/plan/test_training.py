@@ -1,0 +1,78 @@
+"""Findings about the method and the settings of training."""
+
+import pytest
+
+from anykd.engine import TrainConfig
+from anykd.experiment.plan.findings.training import (
+    rising_learning_rate,
+    slow_average,
+    small_batch,
+    untrained_classifier,
+)
+from anykd.methods import METHODS, build_methods, read_tables
+from tests.methods.small import build_small, small_pair
+
+
+class TestAverage:
+    def test_that_hardly_leaves_the_first_weights_is_told(self):
+        slow = TrainConfig(ema_decay=0.99996, ema_warmup=False)
+        (finding,) = slow_average(slow, num_steps=100)
+        assert (finding.severity, finding.code) == ("warning", "slow-average")
+        assert "leaves 100% of the first weights" in finding.message
+        assert "ema_warmup = true" in finding.remedy
+        assert not list(slow_average(slow, num_steps=200_000))
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"ema_decay": 0.99996}, {"ema_decay": 0.9, "ema_warmup": False}]
+    )
+    def test_that_works_is_not_told(self, options):
+        assert not list(slow_average(TrainConfig(**options), num_steps=100))
+
+
+class TestBatch:
+    @pytest.mark.parametrize("name", ["fbt", "rkd", "cc", "dist", "rsd"])
+    def test_too_small_to_compare_images_is_told(self, name):
+        method = build_small(name, *small_pair("cnn", "vit"))
+        (finding,) = small_batch(method, 15)
+        assert (finding.severity, finding.code) == ("warning", "small-batch")
+        assert "15 are few" in finding.message
+        assert not list(small_batch(method, 16))
+
+    @pytest.mark.parametrize("name", sorted(set(METHODS) - {"fbt", "rkd", "cc", "dist", "rsd"}))
+    def test_of_two_is_enough_where_images_stand_alone(self, name):
+        assert not list(small_batch(build_small(name, *small_pair("cnn", "vit")), 2))
+
+    @pytest.mark.parametrize(
+        ("name", "options"), [("fbt", {"info_nce_weight": 0}), ("dist", {"intra_weight": 0})]
+    )
+    def test_is_enough_where_the_comparing_term_is_off(self, name, options):
+        assert not list(small_batch(build_small(name, *small_pair("cnn", "vit"), **options), 2))
+
+    def test_is_judged_by_every_part_of_a_combination(self):
+        student, teacher = small_pair("cnn", "vit")
+        tables = read_tables([{"name": "kd"}, {"name": "rkd"}])
+        method = build_methods(tables, student, [(teacher, 1.0)])
+        assert [finding.code for finding in small_batch(method, 8)] == ["small-batch"]
+
+
+class TestClassifier:
+    def test_that_nothing_trains_is_told(self):
+        method = build_small("rsd", *small_pair("cnn", "vit"), task_weight=0)
+        (finding,) = untrained_classifier(method)
+        assert (finding.severity, finding.code) == ("warning", "untrained-classifier")
+
+    def test_that_labels_train_is_not_told(self):
+        assert not list(untrained_classifier(build_small("rsd", *small_pair("cnn", "vit"))))
+
+
+class TestLearningRate:
+    def test_that_rises_to_the_end_is_told(self):
+        config = TrainConfig(peak_lr=1e-4, min_lr=1e-3)
+        (finding,) = rising_learning_rate(config)
+        assert finding.code == "rising-learning-rate"
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"peak_lr": 1e-4, "min_lr": 1e-3, "schedule": "constant"}]
+    )
+    def test_that_does_not_is_not_told(self, options):
+        assert not list(rising_learning_rate(TrainConfig(**options)))
