@@ -24,7 +24,7 @@ from pathlib import Path
 import timm
 import torch
 
-from anykd.errors import ModelError
+from anykd.errors import ModelError, first_line
 from anykd.methods import build_methods, read_tables
 from anykd.models import FrozenTeacher, StagedModel, create_staged
 from anykd.models.branches import MapBranch, TokenBranch
@@ -113,9 +113,8 @@ def cover(family: str, model: str | None = None) -> Row:
         try:
             check()
         except Exception as error:
-            row.reasons[claim] = str(error).splitlines()[0].partition("has no tail: ")[2] or str(
-                error
-            )
+            said = first_line(error)
+            row.reasons[claim] = said.partition("has no tail: ")[2] or said
             return False
         return True
 

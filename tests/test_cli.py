@@ -103,7 +103,29 @@ class TestLists:
         assert refused("methods", "offa") == ("no method is called 'offa'", "did you mean ofa?")
 
     def test_pattern_without_models_is_told(self):
-        assert refused("models", "nonsense")[0] == "no model matches 'nonsense'"
+        assert refused("models", "*nonsense*")[0] == "no model matches '*nonsense*'"
+
+    @pytest.mark.parametrize("name", ["resnet188", "torchvision:resnet188", "nowhere.py:make"])
+    def test_name_that_is_no_model_is_told(self, name):
+        error, _ = refused("models", name)
+        assert name.partition(":")[0] in error or name.partition(":")[2] in error
+
+    def test_models_of_other_sources_are_found_by_pattern(self):
+        assert "torchvision:resnet18" in anykd("models", "torchvision:resnet*").out.splitlines()
+
+    def test_models_are_shown_at_an_image_size(self):
+        done = anykd("models", "test_resnet", "--image-size", 32, "--set", "stem=small")
+        name, count, _, kind, _, *stages = done.out.split()
+        assert (name, count, kind) == ("test_resnet", "0.5", "conv")
+        assert [stage.partition("@")[2] for stage in stages] == ["32", "16", "8", "4"]
+
+    def test_a_size_that_a_model_does_not_take_is_told(self):
+        error, hint = refused("models", "test_vit", "--image-size", 33)
+        assert "do not fill images of 33 x 33 px" in error
+        assert "patch_size" in hint
+        several = anykd("models", "test_vit*", "--image-size", 33)
+        assert several.code == 0
+        assert len(several.out.splitlines()) > 1
 
 
 def distill(**changes: object) -> list[object]:

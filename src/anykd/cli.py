@@ -276,17 +276,24 @@ def models(
     ] = None,
 ) -> None:
     """List the models that can be built by name, or show what they are like at an image size."""
-    from anykd.models import describe_models, model_names
+    from anykd.models import describe_model, describe_models, model_names, require_known
 
-    names = [pattern] if ":" in pattern else model_names(pattern)
-    if not names:
+    names = model_names(pattern)
+    if not names and any(sign in pattern for sign in "*?["):
         raise AnykdError(f"no model matches {pattern!r}", hint="patterns are like '*mobilenet*'")
+    if not names:
+        require_known(pattern)  # such as FILE.py:FACTORY, which no pattern finds
+        names = [pattern]
     if image_size is None and not options:
         typer.echo("\n".join(names))
         return
     from anykd.recipe import apply_overrides
 
-    for line in describe_models(names, image_size, **apply_overrides({}, options or [])):
+    given = apply_overrides({}, options or [])
+    if len(names) == 1:
+        typer.echo(describe_model(names[0], image_size, **given))
+        return
+    for line in describe_models(names, image_size, **given):
         typer.echo(line)
 
 

@@ -14,7 +14,15 @@ The command line prints one as ``error: MESSAGE`` and ``hint: HINT`` and exits w
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["AnykdError", "CheckpointError", "DataError", "ModelError", "RecipeError", "nearest"]
+__all__ = [
+    "AnykdError",
+    "CheckpointError",
+    "DataError",
+    "ModelError",
+    "RecipeError",
+    "first_line",
+    "nearest",
+]
 
 
 class AnykdError(Exception):
@@ -44,6 +52,17 @@ class DataError(AnykdError, ValueError):
 
 class CheckpointError(AnykdError):
     """A run directory or a checkpoint is missing, not the right one, or broken."""
+
+
+def first_line(error: Exception) -> str:
+    r"""What an error of somebody else's says, in its first two lines, or its name.
+
+    Example:
+        >>> first_line(ValueError("a\n b\nc")), first_line(EOFError())
+        ('a b', 'EOFError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str], *, or_list: bool = True) -> str:

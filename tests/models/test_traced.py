@@ -199,6 +199,21 @@ class TestTracedBackbone:
         with pytest.raises(ModelError, match="Plain has 2 levels of features, 4 are needed"):
             traced(Plain(widths=(8, 8)), 32)
 
+    def test_images_of_a_size_that_it_does_not_take_are_refused_in_words(self):
+        flat = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 30 * 30, 4))
+        with pytest.raises(ModelError, match="Sequential does not take images of 64 x 64 px"):
+            traced(flat, 64)
+
+    def test_an_assertion_without_words_is_named(self):
+        class Careful(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                if type(x) is not torch.Tensor:
+                    raise AssertionError
+                return x
+
+        with pytest.raises(ModelError, match="cannot trace it: AssertionError"):
+            traced(Careful(), 32)
+
     def test_what_gives_no_scores_is_refused(self):
         with pytest.raises(ModelError, match="Conv2d is no classifier"):
             traced(nn.Conv2d(3, 8, 3), 32)

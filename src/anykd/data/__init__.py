@@ -11,6 +11,7 @@ from .datasets import Split as Split
 from .datasets import open_data as open_data
 from .datasets import open_split as open_split
 from .loaders import EvalLoader as EvalLoader
+from .loaders import TooFewImagesError as TooFewImagesError
 from .loaders import TrainLoader as TrainLoader
 from .reader import DataSplits as DataSplits
 from .reader import Reader as Reader

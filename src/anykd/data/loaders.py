@@ -17,11 +17,16 @@ from .reader import Reader
 from .seeded import Stream
 from .views import eval_view, train_view
 
-__all__ = ["EvalLoader", "TrainLoader"]
+__all__ = ["EvalLoader", "TooFewImagesError", "TrainLoader"]
 
 # Up to so many images in memory, starting worker processes costs more than they save.
 _FEW_IMAGES = 5_000
 _MAX_WORKERS = 8
+
+
+@final
+class TooFewImagesError(DataError):
+    """There are fewer training images than one step takes."""
 
 
 @final
@@ -74,7 +79,7 @@ class TrainLoader:
         images_per_step = batch_size * world_size
         self.steps_per_epoch = len(reader) // images_per_step
         if not self.steps_per_epoch:
-            raise DataError(
+            raise TooFewImagesError(
                 f"{len(reader)} training images do not fill one batch of {images_per_step}",
                 f"lower train.batch_size to {len(reader)} or less",
             )

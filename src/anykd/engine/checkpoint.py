@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from anykd.errors import CheckpointError
+from anykd.errors import CheckpointError, first_line
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -30,6 +30,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}",
+            f"{path} cannot be read: {first_line(error)}",
             hint="start the run anew in another folder",
         ) from error

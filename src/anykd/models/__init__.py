@@ -1,5 +1,6 @@
 """Any model as four stages and a head, and the modules that join two models."""
 
+from .listing import describe_model as describe_model
 from .listing import describe_models as describe_models
 from .protocol import Backbone as Backbone
 from .staged import StagedModel as StagedModel

@@ -1,6 +1,7 @@
 """Weights from a file, whoever wrote it: found, brought to the model's names, and accounted for."""
 
 import argparse
+import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from anykd.errors import ModelError, nearest
+from anykd.errors import ModelError, first_line, nearest
 
 __all__ = ["LoadedWeights", "load_weights", "require_file"]
 
@@ -107,7 +108,7 @@ def load_weights(
     if head_differs and not new_head:
         raise ModelError(
             f"{path} has {_head_of(saved)}, the model {_head_of(num_classes)}",
-            hint=(f"give num_classes = {saved}; or " if saved else "")
+            hint=(f"say so by options.num_classes = {saved}; or " if saved else "")
             + "take it without: --teacher-head probe or finetune for a teacher, new_head=True in "
             "Python",
         )
@@ -135,8 +136,11 @@ def _read(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        # torch's own words advise to read it unsafely.
+        pickled = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors and plain values" if pickled else first_line(error)
         raise ModelError(
-            f"{path} cannot be read as weights alone: {str(error).splitlines()[0]}",
+            f"{path} cannot be read as weights alone: {reason}",
             hint="save the model's state_dict() with torch.save or safetensors; whole pickled "
             "models can execute code and are not read",
         ) from error

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anykd.errors import ModelError
+from anykd.errors import ModelError, first_line
 
 from .geometry import SAME_RESOLUTION, Geometry, Grid, read_map, read_tokens
 from .probe import evaluating, probe_images
@@ -64,7 +64,7 @@ class HiddenStatesBackbone(nn.Module):
                 # Whatever a model raises that wants text, or images of another size.
                 raise ModelError(
                     f"{type(model).__name__} does not classify images of {image_size[0]} x "
-                    f"{image_size[1]} px by themselves: {str(error).strip().splitlines()[0]}"
+                    f"{image_size[1]} px by themselves: {first_line(error)}"
                 ) from error
             if not states:
                 raise ModelError(f"{type(model).__name__} gives no hidden states")

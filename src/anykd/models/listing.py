@@ -8,7 +8,7 @@ from anykd.errors import ModelError
 
 from .zoo import create_staged
 
-__all__ = ["ModelLine", "describe_models"]
+__all__ = ["ModelLine", "describe_model", "describe_models"]
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,36 @@ class ModelLine:
         return f"{self.name:44} {self.parameters / 1e6:7.1f} M  {self.kind:9}  {tail:7}  {stages}"
 
 
+def describe_model(
+    name: str, image_size: int | tuple[int, int] | None, **options: Any
+) -> ModelLine:
+    """Build a model with random weights and say what it is like.
+
+    Args:
+        name: As `create_staged` takes it.
+        image_size: Pixels; None takes the model's own.
+        **options: Of `create_staged`, such as ``patch_size=4`` or ``stem="small"``.
+
+    Raises:
+        ModelError: If it cannot be built.
+    """
+    staged = create_staged(name, image_size=image_size, **options)
+    count = sum(parameter.numel() for parameter in staged.parameters())
+    return ModelLine(name, count, staged.kind, tuple(staged.shapes), staged.has_tail)
+
+
 def describe_models(
     names: Iterable[str], image_size: int | tuple[int, int] | None, **options: Any
 ) -> Iterator[ModelLine]:
-    """Build models one after another and say what they are like.
+    """Build models one after another; those that cannot be built say why.
 
     Args:
         names: As `create_staged` takes them.
         image_size: Pixels; None takes each model's own.
-        **options: Of `create_staged`, such as ``patch_size=4`` or ``stem="small"``.
+        **options: Of `create_staged`.
     """
     for name in names:
         try:
-            staged = create_staged(name, image_size=image_size, **options)
+            yield describe_model(name, image_size, **options)
         except ModelError as error:
             yield ModelLine(name, refusal=str(error))
-            continue
-        yield ModelLine(
-            name,
-            sum(parameter.numel() for parameter in staged.parameters()),
-            staged.kind,
-            tuple(staged.shapes),
-            staged.has_tail,
-        )

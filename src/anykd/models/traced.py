@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor, fx, nn
 
-from anykd.errors import ModelError
+from anykd.errors import ModelError, first_line
 
 from .geometry import SAME_RESOLUTION, Geometry, Grid, read_map, read_tokens
 from .probe import evaluating, probe_images
@@ -131,7 +131,7 @@ def _trace(model: nn.Module) -> fx.Graph:
         # Whatever a forward pass does with a value that is not there yet: compare it, iterate it.
         raise ModelError(
             f"{type(model).__name__} cannot be taken apart, as torch.fx cannot trace it: "
-            f"{str(error).splitlines()[0]}",
+            f"{first_line(error)}",
             hint="give it forward_stages and forward_head; see docs/guides/models.md",
         ) from error
 
@@ -142,7 +142,15 @@ def _take_apart(model: nn.Module, image_size: Grid, graph: fx.Graph) -> _Segment
     images = probe_images(image_size, like=next(model.parameters()))
     # A function in train mode draws random numbers; the caller's generator must not notice.
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        logits = values.run(images)
+        try:
+            logits = values.run(images)
+        except Exception as error:
+            # Whatever a model raises on images that do not fit it, or without what else it wants.
+            raise ModelError(
+                f"{type(model).__name__} does not take images of {image_size[0]} x "
+                f"{image_size[1]} px by themselves: {first_line(error)}",
+                hint="choose another image_size",
+            ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise ModelError(f"{type(model).__name__} is no classifier: it gives no (batch, classes)")
     (images_in,) = (node for node in graph.nodes if node.op == "placeholder")

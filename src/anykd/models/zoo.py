@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from anykd.errors import ModelError, nearest
+from anykd.errors import ModelError, first_line, nearest
 
 from .checkpoints import LoadedWeights, load_weights, require_file
 from .hidden_states import HiddenStatesBackbone
 from .origin import ModelOrigin
 from .sources import from_code, from_timm, from_torchvision, from_transformers
-from .sources.request import ModelRequest, first_line, pixels
+from .sources.request import ModelRequest, pixels
 from .staged import StagedModel
 from .traced import TracedBackbone
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import anykd as package
 from anykd.errors import AnykdError
@@ -68,6 +69,21 @@ class TestError:
         assert hint.startswith("hint: if it was trained so, set teacher.mean = ")
         assert hint.endswith("; or go on all the same by --force")
         assert not (tmp_path / "run").exists()
+
+    def test_at_which_training_would_break_off_is_not_forced(self, tmp_path):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / name).mkdir(parents=True)
+            for number in range(20):
+                image = Image.new("RGB", (32, 32), (number, 10, 10))
+                image.save(tmp_path / "data" / name / f"{number}.png")
+        for broken in (tmp_path / "data" / "cat").iterdir():
+            broken.write_bytes(b"nothing")
+        train = ("train", "--model", "resnet18", "--data", tmp_path / "data", *short(CNN))
+        for force in ((), ("--force",)):
+            done = anykd(*train, "--out", tmp_path / "run", *force)
+            assert done.code == 2
+            assert "--force" not in done.err
+            assert not (tmp_path / "run").exists()
 
     def test_is_kept_in_a_run_that_is_forced(self, teacher, tmp_path):
         done = anykd(*command(tmp_path / "run", teacher, *WRONG), "--force")

@@ -152,6 +152,16 @@ class TestCommand:
         assert (shown.code, shown.err) == (2, "")
         assert shown.out.startswith("error: ")
 
+    def test_with_too_few_images_for_a_batch_tells_all_the_rest(self, teacher):
+        few = ("--data", "synthetic:4x16", "--batch-size", 128, "--json")
+        done = anykd("plan", *flags(teacher), *few)
+        plan = json.loads(done.out)
+        assert done.code == 2
+        assert "do not fill one batch of 128" in plan["findings"][0]["message"]
+        assert [model["role"] for model in plan["models"]] == ["student", "teacher"]
+        assert plan["joins"]
+        assert plan["cost"] is None
+
     def test_answers_in_half_a_minute_for_small_models(self, teacher):
         start = time.process_time()
         anykd("plan", *flags(teacher, "pat"))

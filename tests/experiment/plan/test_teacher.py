@@ -165,6 +165,12 @@ class TestRealTeacher:
         finding = found(parts)["teacher-near-chance"]
         assert "16 held-out" not in finding.message
 
+    def test_whose_scores_are_not_finite_is_told(self, teacher):
+        parts = parts_of(teacher)
+        with torch.no_grad():
+            parts.teachers[0].model.model.head.bias[0] = torch.nan
+        assert found(parts)["teacher-not-finite"].severity == "error"
+
     def test_below_a_pretrained_student_is_told(self, teacher):
         parts = parts_of(teacher, student=str(teacher))
         assert found(parts) == {}

@@ -98,6 +98,9 @@ def _of_scores(parts: Parts, models: tuple[ModelFacts, ...], held_out: Look) -> 
     for teacher, facts, config in scored:
         crop, of_a_run = config.crop_pct, _is_as_trained(config)
         own = judge.hits(teacher, crop_pct=crop)
+        if judge.num_broken:
+            yield from of_teacher.broken_scores(facts.source, judge.num_broken, len(own))
+            continue
         misread: list[Finding] = []
         if own.float().mean() <= 1 - of_teacher.JUMP and not of_a_run:
             others = {other: judge.hits(teacher, crop_pct=crop, seen_as=other) for other in COMMON}

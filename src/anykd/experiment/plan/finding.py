@@ -7,6 +7,8 @@ from anykd.errors import AnykdError
 
 __all__ = ["Finding", "Severity", "impossible"]
 
+_HOPELESS = ("impossible", "labels-out-of-range", "unreadable-images")
+
 Severity = Literal["error", "warning", "note"]
 
 
@@ -26,6 +28,11 @@ class Finding:
     code: str
     message: str
     remedy: str
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether training would break off at it, so that no force helps."""
+        return self.code in _HOPELESS
 
 
 def impossible(error: AnykdError) -> Finding:

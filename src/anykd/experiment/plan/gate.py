@@ -25,7 +25,7 @@ def plan_first(parts: Parts, progress: Progress, *, force: bool, brief: bool) ->
     Args:
         parts: The run; nothing in it changes.
         progress: Where to show it.
-        force: Go on in spite of errors.
+        force: Go on in spite of errors, but for those at which training would break off.
         brief: Show errors and warnings alone.
 
     Raises:
@@ -33,12 +33,12 @@ def plan_first(parts: Parts, progress: Progress, *, force: bool, brief: bool) ->
     """
     plan = from_first_rank(lambda: preview(parts))
     _show(plan, progress, brief=brief)
-    if plan.errors and not force:
-        first, *others = plan.errors
+    stopping = [error for error in plan.errors if error.is_hopeless or not force]
+    if stopping:
+        first, *others = sorted(stopping, key=lambda error: not error.is_hopeless)
         more = f" (and {len(others)} more)" if others else ""
-        raise AnykdError(
-            f"{first.message}{more}", hint=f"{first.remedy}; or go on all the same by --force"
-        )
+        way_out = "" if first.is_hopeless else "; or go on all the same by --force"
+        raise AnykdError(f"{first.message}{more}", hint=f"{first.remedy}{way_out}")
     return plan
 
 

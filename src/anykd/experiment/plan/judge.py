@@ -43,11 +43,15 @@ class Judge:
     Args:
         parts: The run.
         positions: Held-out images that can be read.
+
+    Attributes:
+        num_broken: Images of the last call whose class scores were no finite numbers.
     """
 
     def __init__(self, parts: Parts, positions: tuple[int, ...]) -> None:
         self._parts = parts
         self._reader = SubsetReader(parts.data.val, positions)
+        self.num_broken = 0
 
     def hits(
         self,
@@ -56,7 +60,7 @@ class Judge:
         crop_pct: float | None = None,
         seen_as: Normalisation | None = None,
     ) -> Hits:
-        """Find out which images a model gets right.
+        """Find out which images a model gets right; scores that are not finite are wrong.
 
         Args:
             model: It sees images of its own size.
@@ -65,12 +69,15 @@ class Judge:
         """
         module = model.model if isinstance(model, FrozenTeacher) else model
         view = _identity if seen_as is None else _renormalised(module, seen_as)
-        found = []
+        found, broken = [], 0
         with torch.no_grad(), evaluating(module):
             for images, labels in self._batches(module.image_size, crop_pct):
                 with autocast(self._parts.device, self._parts.dtype):
                     logits = model(view(images)).logits
-                found.append(logits.argmax(dim=1) == labels)
+                finite = logits.isfinite().all(dim=1)
+                broken += int((~finite).sum())
+                found.append((logits.argmax(dim=1) == labels) & finite)
+        self.num_broken = broken
         return torch.cat(found).cpu()
 
     def _batches(

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from anykd.data import TooFewImagesError
 from anykd.distributed import world_size
 from anykd.engine import launched
 from anykd.errors import AnykdError, RecipeError
@@ -44,8 +45,13 @@ def make_plan(recipe: Recipe, *, steps: int = 5) -> Plan:
                 hint="call it without torchrun",
             )
         try:
-            parts = assemble(recipe, device)
+            try:
+                parts, obstacles = assemble(recipe, device), ()
+            except TooFewImagesError as error:
+                # Of the run that a smaller batch would make, everything else can be told.
+                parts, obstacles = assemble(_of_small_batch(recipe), device), (impossible(error),)
             plan = preview(parts)
+            plan = replace(plan, findings=(*obstacles, *plan.findings))
             if not steps or plan.errors:
                 return plan
             return replace(plan, cost=measure_cost(parts, steps=steps))
@@ -55,6 +61,10 @@ def make_plan(recipe: Recipe, *, steps: int = 5) -> Plan:
                 data={"source": recipe.data.source},
                 findings=(impossible(error),),
             )
+
+
+def _of_small_batch(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": 2})})
 
 
 def preview(parts: Parts, *, findings: tuple[Finding, ...] | None = None) -> Plan:

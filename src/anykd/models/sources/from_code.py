@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from anykd.errors import ModelError, nearest
+from anykd.errors import ModelError, first_line, nearest
 from anykd.models.protocol import Backbone
 from anykd.models.traced import TracedBackbone, drop_classifier
 
-from .request import ModelRequest, first_line
+from .request import ModelRequest
 
 __all__ = ["build", "recorded", "require_known", "source_file"]
 

@@ -8,11 +8,11 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-from anykd.errors import ModelError, nearest
+from anykd.errors import ModelError, first_line, nearest
 from anykd.models.staged import StagedModel
 from anykd.models.stem import use_small_stem
 
-from .request import ModelRequest, first_line, pixels
+from .request import ModelRequest, pixels
 
 __all__ = ["build", "has_weights", "require_known"]
 
@@ -114,7 +114,12 @@ def build(request: ModelRequest) -> nn.Module:
 
 def _creation_error(request: ModelRequest, error: Exception) -> ModelError:
     name = request.name
-    if request.pretrained or ":" in name:
+    if ":" in name and not request.pretrained:
+        return ModelError(
+            f"the model {name} could not be had: {first_line(error)}",
+            hint="check the name and the network",
+        )
+    if request.pretrained:
         return ModelError(
             f"the pretrained weights of {name} could not be had: {first_line(error)}",
             hint="check the network, or give a file, such as --set teacher.weights=FILE",

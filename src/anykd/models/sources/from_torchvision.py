@@ -10,10 +10,10 @@ from torchvision import models
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from anykd.errors import ModelError, nearest
+from anykd.errors import ModelError, first_line, nearest
 from anykd.models.traced import TracedBackbone, drop_classifier, new_classifier
 
-from .request import ModelRequest, first_line, pixels
+from .request import ModelRequest, pixels
 
 __all__ = ["build", "has_weights", "names", "rebuild", "require_known"]
 

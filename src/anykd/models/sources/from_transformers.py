@@ -12,10 +12,10 @@ from typing import Any
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from anykd.errors import ModelError, nearest
+from anykd.errors import ModelError, first_line, nearest
 from anykd.models.hidden_states import HiddenStatesBackbone
 
-from .request import ModelRequest, first_line, pixels
+from .request import ModelRequest, pixels
 
 __all__ = [
     "build",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ModelRequest", "first_line", "pixels"]
+__all__ = ["ModelRequest", "pixels"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,3 @@ def pixels(size: tuple[int, int] | None) -> str:
     if size is None:
         return "its own image size"
     return f"{size[0]} px" if size[0] == size[1] else f"{size[0]} x {size[1]} px"
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, in the first two lines of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__

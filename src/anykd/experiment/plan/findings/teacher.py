@@ -14,6 +14,7 @@ from anykd.models.checkpoints import LoadedWeights
 __all__ = [
     "ENOUGH",
     "JUMP",
+    "broken_scores",
     "doubtful_classes",
     "larger_student",
     "near_chance",
@@ -55,6 +56,23 @@ def near_chance(
             f"images, where chance is {100 * chance:.2f} %",
             "was it trained for these classes, in this order, and on images like these?",
         )
+
+
+def broken_scores(name: str, broken: int, count: int) -> Iterator[Finding]:
+    """A teacher's class scores are no finite numbers.
+
+    Args:
+        name: The teacher.
+        broken: Held-out images for which they are not.
+        count: Images that were looked at.
+    """
+    yield Finding(
+        "error",
+        "teacher-not-finite",
+        f"the class scores of teacher {name} are no finite numbers on {broken} of {count} "
+        "held-out images",
+        "its weights may be broken, or the precision too low: try train.precision = float32",
+    )
 
 
 def wiser_student(name: str, teacher: Hits, student: Hits) -> Iterator[Finding]:
