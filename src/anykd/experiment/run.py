@@ -78,7 +78,9 @@ def run(
         directory.require_unfinished()
     else:
         directory.require_new()
-    force = force or resume  # it was decided when the run began
+    # With a plan that is kept it was decided when the run began; a run that was stopped before,
+    # such as while its teacher was finetuned, is decided now.
+    force = force or (resume and directory.plan.is_file())
     with launched() as device:
         if resume:
             _require_same_recipe(recipe, directory)

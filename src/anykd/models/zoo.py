@@ -312,7 +312,13 @@ def _saved_image_size(folder: Path) -> tuple[int, int]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(
+            f"{path} cannot be read: {first_line(error)}", hint="the saved model is broken"
+        ) from error
 
 
 def _build_saved(request: ModelRequest, folder: Path) -> tuple[nn.Module, ModelOrigin]:

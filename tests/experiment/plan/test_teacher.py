@@ -22,8 +22,10 @@ from anykd.experiment.plan.findings.teacher import (
     wrong_normalisation,
 )
 from anykd.experiment.plan.judge import Judge, sample_size
+from anykd.experiment.plan.make import preview
 from anykd.experiment.plan.models import describe_models
 from anykd.experiment.plan.normalisation import COMMON
+from anykd.models import create_staged
 from tests.experiment.runs import CNN, VIT, anykd, short
 
 
@@ -114,6 +116,14 @@ def teacher(folder) -> Path:
     return folder / "teacher"
 
 
+def write_classes(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+
+
 def parts_of(teacher: Path, *sets: str, student: str = "resnet18", data: str = "synthetic:4x256"):
     flags = {
         "teacher.name": str(teacher),
@@ -195,12 +205,20 @@ class TestRealTeacher:
         assert "score 4 classes and hold no classifier" in finding.message
         assert "--teacher-head probe" in finding.remedy
 
+    def test_of_more_classes_shows_which_are_taken(self, teacher, tmp_path):
+        names = create_staged(str(teacher)).class_names
+        write_classes(tmp_path / "two", names[3], names[1])
+        parts = parts_of(teacher, data=str(tmp_path / "two"))
+        facts = describe_models(parts)[1]
+        expected = ((names[1], 1, names[1]), (names[3], 3, names[3]))
+        assert facts.class_map == expected
+        plan = preview(parts)
+        line = f"teacher's classes: {names[1]} ← 1 {names[1]}; {names[3]} ← 3 {names[3]}"
+        assert line in plan.text(width=200)
+        assert line in plan.short_text(width=200)
+
     def test_of_as_many_classes_under_other_names_is_told(self, teacher, tmp_path):
-        for name in ("apple", "birch", "cedar", "elder"):
-            (tmp_path / "trees" / name).mkdir(parents=True)
-            for number in range(10):
-                pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "trees" / name / f"{number}.png")
+        write_classes(tmp_path / "trees", "apple", "birch", "cedar", "elder")
         finding = found(parts_of(teacher, data=str(tmp_path / "trees")))["teacher-classes"]
         assert finding.severity == "warning"
         assert "apple" in finding.message

@@ -37,6 +37,8 @@ class ModelFacts:
         license: Of the weights, where their config names one.
         classes: How many it scores, and for a teacher how they are the data's.
         shapes: (chan, height, width) of its four stages.
+        class_map: For a teacher whose classes are mapped: what the data calls each class, the
+            teacher's index for it, and what the teacher calls it.
         width: Length of its pooled vector.
         num_classes: Length of its logits.
     """
@@ -57,6 +59,7 @@ class ModelFacts:
     shapes: tuple[tuple[int, int, int], ...]
     width: int
     num_classes: int
+    class_map: tuple[tuple[str, int, str], ...] = ()
 
 
 def describe_models(parts: Parts) -> tuple[ModelFacts, ...]:
@@ -75,6 +78,7 @@ def describe_models(parts: Parts) -> tuple[ModelFacts, ...]:
             config,
             role=f"teacher {number}" if several else "teacher",
             classes=_classes(built),
+            class_map=_class_map(built, parts.data.class_names),
         )
         # The control arm leaves the recipe's teachers alone.
         for number, (built, config) in enumerate(
@@ -85,7 +89,12 @@ def describe_models(parts: Parts) -> tuple[ModelFacts, ...]:
 
 
 def _describe(
-    model: StagedModel, config: ModelConfig | TeacherConfig, *, role: str, classes: str
+    model: StagedModel,
+    config: ModelConfig | TeacherConfig,
+    *,
+    role: str,
+    classes: str,
+    class_map: tuple[tuple[str, int, str], ...] = (),
 ) -> ModelFacts:
     return ModelFacts(
         role=role,
@@ -104,6 +113,7 @@ def _describe(
         shapes=model.shapes,
         width=model.width,
         num_classes=model.num_classes,
+        class_map=class_map,
     )
 
 
@@ -143,6 +153,14 @@ def _classes(built: BuiltTeacher) -> str:
             return f"{count}, finetuned"
         case "none needed":
             return f"{_count(classes.num_own)}, not compared"
+
+
+def _class_map(built: BuiltTeacher, names: Sequence[str]) -> tuple[tuple[str, int, str], ...]:
+    chosen = built.classes.chosen
+    if chosen is None:
+        return ()
+    own = built.classes.names or ("",) * len(chosen)
+    return tuple(zip(names, chosen, own, strict=True))
 
 
 def _probe_scores(head: HeadScores | None) -> str:

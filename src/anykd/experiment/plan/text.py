@@ -36,7 +36,8 @@ def whole_text(plan: "Plan", *, width: int, color: bool) -> str:
     """
     parts: list[RenderableType] = []
     if plan.models:
-        parts += [_headline(plan), "", _models(plan.models), "", _stages(plan), ""]
+        parts += [_headline(plan), "", _models(plan.models), ""]
+        parts += [*_class_maps(plan.models, most=12), _stages(plan), ""]
         parts += [facts_table(plan), ""]
     parts += _findings(plan.findings)
     return _render(parts, width=width, color=color)
@@ -46,7 +47,7 @@ def short_text(plan: "Plan", *, width: int) -> str:
     """Lay out who teaches what, and where they meet."""
     parts: list[RenderableType] = [_headline(plan)]
     if len(plan.models) > 1:
-        parts += [_stages(plan)]
+        parts += [*_class_maps(plan.models, most=4), _stages(plan)]
     return _render(parts, width=width, color=False)
 
 
@@ -107,6 +108,20 @@ def _models(models: tuple[ModelFacts, ...]) -> Table:
     for name, cells in rows.items():
         table.add_row(name, *cells)
     return table
+
+
+def _class_maps(models: tuple[ModelFacts, ...], *, most: int) -> Iterator[RenderableType]:
+    """Which of a teacher's classes are taken for the data's; as many as fit."""
+    for model in models:
+        if not model.class_map:
+            continue
+        rows = [
+            f"{name} ← {index}{f' {own}' if own else ''}"
+            for name, index, own in model.class_map[:most]
+        ]
+        more = len(model.class_map) - most
+        rows += [f"and {more} more, which --json shows"] if more > 0 else []
+        yield Text(f"{model.role}'s classes: {'; '.join(rows)}\n")
 
 
 def _channels(channels: tuple[float, ...]) -> str:

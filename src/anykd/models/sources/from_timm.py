@@ -114,6 +114,11 @@ def build(request: ModelRequest) -> nn.Module:
 
 def _creation_error(request: ModelRequest, error: Exception) -> ModelError:
     name = request.name
+    if name.startswith("local-dir:"):
+        return ModelError(
+            f"the model saved in {name.partition(':')[2]} cannot be loaded: {first_line(error)}",
+            hint="its files are broken, or do not belong together",
+        )
     if ":" in name and not request.pretrained:
         return ModelError(
             f"the model {name} could not be had: {first_line(error)}",

@@ -253,7 +253,8 @@ def _view(name: str, config: Any) -> dict[str, Any]:
     processor = _processor(name)
     if processor is None:
         return view
-    if processor.get("do_normalize", True) and "image_mean" in processor:
+    known = processor.get("image_mean") and processor.get("image_std")
+    if processor.get("do_normalize", True) and known:
         view |= {"mean": tuple(processor["image_mean"]), "std": tuple(processor["image_std"])}
     else:
         view |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -283,14 +284,25 @@ def _side(size: Any) -> tuple[int, int] | None:
 
 def _processor(name: str) -> dict[str, Any] | None:
     path = _side_file(name, "preprocessor_config.json")
-    return None if path is None else json.loads(path.read_text())
+    if path is None:
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"{path} does not say how images are prepared: {first_line(error)}",
+            hint="mend it, or remove it and give mean, std and image_size yourself",
+        ) from error
 
 
 def _license(name: str) -> str | None:
     from huggingface_hub import ModelCard
 
     path = _side_file(name, "README.md")
-    return None if path is None else ModelCard.load(path).data.get("license")
+    try:
+        return None if path is None else ModelCard.load(path).data.get("license")
+    except Exception:
+        return None  # a card that cannot be read names no licence; the model works without
 
 
 def _side_file(name: str, file: str) -> Path | None:

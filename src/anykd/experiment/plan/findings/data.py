@@ -122,12 +122,12 @@ def enlarged_images(look: Look, models: Mapping[str, tuple[int, int]]) -> Iterat
     enlarging = {name: factor for name, factor in factors.items() if factor >= 2}
     if enlarging:
         largest = max(enlarging.values())
+        times = " and ".join(f"{factor:.3g} times for the {n}" for n, factor in enlarging.items())
         yield Finding(
             "note",
             "images-enlarged",
-            f"images of {width:.0f}x{height:.0f} px are enlarged {largest:.3g} times for the "
-            f"{' and the '.join(enlarging)}: {largest**2:.0f} times the pixels, and nothing "
-            "more to see in them",
+            f"images of {width:.0f}x{height:.0f} px are enlarged {times}: up to "
+            f"{largest**2:.0f} times the pixels, and nothing more to see in them",
             "set an image_size nearer to the images', with a patch_size or stem that suits it; a "
             "pretrained teacher may keep its own by teacher.image_size",
         )
