@@ -41,7 +41,7 @@ Force = Annotated[
 ]
 Teacher = Annotated[
     list[str] | None,
-    typer.Option(help="Run directory, or a timm name with weights. Several may be given."),
+    typer.Option(help="Run directory, or a model by name with weights. Several may be given."),
 ]
 TeacherHead = Annotated[
     str | None,
@@ -50,7 +50,9 @@ TeacherHead = Annotated[
         "features, finetune trains it first."
     ),
 ]
-Student = Annotated[str | None, typer.Option(help="timm name, or a run directory.")]
+Student = Annotated[
+    str | None, typer.Option(help="A model by name (docs/guides/models.md), or a run directory.")
+]
 MethodNames = Annotated[
     list[str] | None,
     typer.Option("--method", help="See `anykd methods`. Several: ofa+fitnet. [default: ofa]"),
@@ -171,7 +173,10 @@ def _distill_flags(
 @app.command()
 def train(
     recipe: RecipeArgument = None,
-    model: Annotated[str | None, typer.Option(help="timm name, or a run directory.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model by name (docs/guides/models.md), or a run directory."),
+    ] = None,
     data: Data = None,
     out: Out = None,
     epochs: Epochs = None,
@@ -236,7 +241,7 @@ def _print_once(text: str) -> None:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run directory, or a timm name with weights.")],
+    model: Annotated[str, typer.Argument(help="Run directory, or a model by name with weights.")],
     data: Data = None,
     weights: Annotated[str | None, typer.Option(help="File of weights for that name.")] = None,
     split: Annotated[

@@ -35,9 +35,10 @@ class _ModelTable(FrozenConfig):
     """What the tables of student and teacher share: which model it is, and how it sees images."""
 
     name: str
-    """A timm architecture, ``hf-hub:NAME``, or a run directory."""
+    """A timm architecture, ``hf-hub:NAME``, ``torchvision:NAME``, ``transformers:NAME``, a run
+    directory, or your own ``FILE.py:FACTORY``."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed on to ``timm.create_model``, such as ``patch_size = 4``."""
+    """Of the model's own constructor, such as ``patch_size = 4``; for timm of its create_model."""
     stem: Literal["small"] | None = None
     """For CNNs of timm on small images: nothing before the first stage shrinks them, and a first
     convolution that is large or cuts patches becomes 3x3, with random weights. None leaves it."""

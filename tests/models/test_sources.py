@@ -404,6 +404,27 @@ class TestSavedModels:
         )
         assert torch.equal(staged.model.model.fc.weight, model.fc.weight)
 
+    def test_of_what_is_no_plain_function_the_named_file_is_kept(self, own, tmp_path):
+        lines = "\nfrom functools import partial\nfrom torchvision.models import resnet18 as tv\n"
+        own.write_text(own.read_text() + lines + "thin = partial(make, width=4)\n")
+        for factory in ("thin", "tv"):
+            staged = moved(f"{own}:{factory}")
+            save_model(staged, tmp_path / factory / "student")
+            loaded, images = create_staged(str(tmp_path / factory)), torch.rand(2, 3, 64, 64)
+            with torch.no_grad():
+                assert torch.equal(loaded.eval()(images).logits, staged(images).logits)
+
+    def test_a_small_stem_is_for_timm(self):
+        with pytest.raises(ModelError, match="torchvision:resnet18 takes no stem") as caught:
+            create_staged("torchvision:resnet18", image_size=32, stem="small")
+        assert "CNNs of timm" in caught.value.hint
+
+    def test_a_saved_config_that_cannot_be_read_is_told(self, own, tmp_path):
+        save_model(moved(f"{own}:make"), tmp_path / "run" / "student")
+        (tmp_path / "run" / "student" / "config.json").write_text("{")
+        with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+            create_staged(str(tmp_path / "run"))
+
     def test_a_run_does_not_execute_what_lies_in_it_or_is_installed(self, own, tmp_path):
         staged = moved(f"{own}:make")
         student = tmp_path / "run" / "student"

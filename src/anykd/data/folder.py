@@ -39,6 +39,11 @@ class FolderReader:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def file_size(self, position: int) -> int:
+        """Bytes of an image's file, without opening it; 0 where it is gone."""
+        path = self._paths[position]
+        return path.stat().st_size if path.is_file() else 0
+
     def __getitem__(self, position: int) -> Sample:
         label = None if self.labels is None else self.labels[position]
         return Sample(_read_rgb(self._paths[position]), label, position)

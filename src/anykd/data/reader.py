@@ -17,6 +17,7 @@ __all__ = [
     "Source",
     "SubsetReader",
     "UnlabelledReader",
+    "file_size",
 ]
 
 
@@ -88,6 +89,12 @@ class Source:
     val: Reader | None
 
 
+def file_size(reader: Reader, position: int) -> int | None:
+    """Bytes of the file of an image; None where a reader's images are no files of their own."""
+    find = getattr(reader, "file_size", None)
+    return None if find is None else find(position)
+
+
 @final
 class ArrayReader:
     """Images of one size, held in memory.
@@ -131,6 +138,10 @@ class SubsetReader:
 
     def __len__(self) -> int:
         return len(self._positions)
+
+    def file_size(self, position: int) -> int | None:
+        """Bytes of the file of an image; None where it is no file of its own."""
+        return file_size(self._reader, self._positions[position])
 
     def __getitem__(self, position: int) -> Sample:
         sample = self._reader[self._positions[position]]

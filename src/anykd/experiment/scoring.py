@@ -211,7 +211,9 @@ def _load(recipe: Recipe, splits: DataSplits) -> FrozenTeacher:
             f"{config.name} has no classifier to be scored",
             hint=f"train one on its features: anykd train --model {config.name} --data SPEC",
         )
-    flag = "" if Path(config.name).is_dir() else " --set student.pretrained=true"
-    hint = f"train it for these: anykd train --model {config.name} --data {splits.name}{flag}"
+    start = f"weights={config.weights}" if config.weights else "pretrained=true"
+    flag = "" if Path(config.name).is_dir() else f" --set student.{start}"
+    spec = recipe.data.source
+    hint = f"train it for these: anykd train --model {config.name} --data {spec}{flag}"
     classes = resolve_classes(model, splits, name=config.name, hint=hint)
     return FrozenTeacher(model, classes.chosen)

@@ -32,8 +32,8 @@ class Part:
 
     @property
     def name(self) -> str:
-        """What a person calls it, such as ``KD, teacher 2``."""
-        suffix = self.suffix.replace("_teacher", ", teacher ").replace("_", " ")
+        """What a person calls it, such as ``KD from teacher 2``."""
+        suffix = self.suffix.replace("_teacher", " from teacher ").replace("_", " ")
         return f"{type(self.method).__name__}{suffix}"
 
 

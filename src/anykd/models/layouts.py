@@ -17,7 +17,8 @@ class Layout:
     Maps are (batch, chan, height, width) or channels last, tokens are (batch, tokens, chan).
 
     Attributes:
-        steps: Of ``channels_last``, ``channels_first``, ``tokens``, ``swapped``, in their order.
+        steps: Of ``channels_last``, ``channels_first``, ``flatten`` (the grid), ``fold`` (to the
+            grid) and ``swap`` (tokens and channels), in their order.
         grid: (height, width) to fold tokens to a map by.
         prefix: Whether the prefix tokens that come along are put in front.
         own_token: Path of a parameter (1, tokens, chan) of the model that is put in front.

@@ -312,8 +312,7 @@ class StagedModel(nn.Module):
 
         Raises:
             ModelError: If this model's stage 4 cannot be run by itself, or prefix tokens are
-                missing
-                or too many, or the map has other channels.
+                missing or too many, or the map has other channels.
         """
         tail = self.require_tail()
         given = 0 if prefix is None else prefix.shape[1]

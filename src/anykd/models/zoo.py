@@ -92,6 +92,8 @@ def create_staged(
     require_known(name)
     if weights is not None:
         require_file(Path(weights))
+    if "stem" in options and _source_of(name) is not from_timm:
+        raise ModelError(f"{name} takes no stem", hint="a small stem is for CNNs of timm")
     folder, is_run = _saved_folder(name), _is_run(Path(name))
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if is_run:

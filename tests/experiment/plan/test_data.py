@@ -1,6 +1,7 @@
 """Findings about images and labels, on real files and readers."""
 
 from pathlib import Path
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from anykd.experiment.plan.findings.data import (
     overlap,
     unreadable_images,
 )
-from anykd.experiment.plan.sample import look_at
+from anykd.experiment.plan.sample import likely_copies, look_at
 
 
 def noise(count: int, seed: int = 0, *, height: int = 8, width: int = 8) -> np.ndarray:
@@ -109,6 +110,27 @@ class TestOverlap:
         val = SubsetReader(ArrayReader(images[199:], [0] * 101), range(101))
         (finding,) = overlap(look_at(train, 1000), look_at(val, 1000))
         assert finding.severity == "note"
+
+    def test_of_a_copied_file_is_found_among_many(self, tmp_path):
+        for number, image in enumerate(noise(60, height=12)):
+            path = tmp_path / "train" / ("cat", "dog")[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Of many lengths, as photographs have.
+            Image.fromarray(image[: 4 + number % 9, : 1 + number % 7]).save(path)
+        for name, number in (("cat", 58), ("dog", 59)):
+            (tmp_path / "val" / name).mkdir(parents=True)
+            copy(tmp_path / "train" / name / f"{number}.png", tmp_path / "val" / name)
+        data = open_data(DataConfig(source=str(tmp_path), limit=60))
+        held_out = look_at(data.val, 10)
+        assert not list(overlap(look_at(data.train, 1), held_out))
+        copies = likely_copies(data.train, data.val, held_out.positions, most=20)
+        assert 2 <= len(copies) <= 20
+        (finding,) = overlap(look_at(data.train, 1, also=copies), held_out)
+        assert finding.message.startswith("2 of 2 held-out images")
+
+    def test_of_images_that_are_no_files_has_no_likely_copies(self):
+        reader = ArrayReader(noise(10), [0] * 10)
+        assert likely_copies(reader, reader, (0, 1), most=5) == []
 
     def test_of_a_sample_is_told_as_such(self):
         images = noise(100)

@@ -171,7 +171,7 @@ class TestCommand:
         several = ("--teacher", teacher, *flags(teacher, "kd+fitnet"))
         done = anykd("plan", *several, "--steps", "1")
         assert done.code == 0, done.err
-        for said in ("teacher 2", "KD, teacher 1", "FitNet, teacher 2"):
+        for said in ("teacher 2", "KD from teacher 1", "FitNet from teacher 2"):
             assert said in done.out
 
     def test_of_a_teacher_whose_head_is_yet_to_be_fitted_does_not_judge_it(self, teacher):

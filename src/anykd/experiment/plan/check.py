@@ -13,7 +13,7 @@ from .findings import training as of_training
 from .judge import Judge, sample_size
 from .models import ModelFacts, is_pretrained
 from .normalisation import COMMON
-from .sample import Look, look_at
+from .sample import Look, likely_copies, look_at
 
 __all__ = ["check"]
 
@@ -35,8 +35,10 @@ def check(parts: Parts, models: tuple[ModelFacts, ...]) -> tuple[Finding, ...]:
         Errors, then warnings, then notes.
     """
     train = parts.data.train
-    seen = look_at(train, _TRAIN_IN_MEMORY if train.in_memory else _TRAIN_FILES)
     held_out = look_at(parts.data.val, _VAL_IMAGES)
+    copies = likely_copies(train, parts.data.val, held_out.positions, most=_TRAIN_FILES)
+    count = _TRAIN_IN_MEMORY if train.in_memory else _TRAIN_FILES
+    seen = look_at(train, count, also=copies)
     found = [
         *_of_data(parts, models, seen, held_out),
         *_of_training(parts),
@@ -110,8 +112,8 @@ def _of_scores(parts: Parts, models: tuple[ModelFacts, ...], held_out: Look) -> 
             facts.source, own, data.num_classes, of_a_run=of_a_run
         )
         if is_pretrained(parts.recipe.student) and parts.student.num_classes == data.num_classes:
-            known = judge.hits(parts.student, crop_pct=parts.recipe.student.crop_pct)
-            yield from of_teacher.wiser_student(facts.source, own, known)
+            students = judge.hits(parts.student, crop_pct=parts.recipe.student.crop_pct)
+            yield from of_teacher.wiser_student(facts.source, own, students)
 
 
 def _is_as_trained(config: TeacherConfig) -> bool:

@@ -43,7 +43,8 @@ def _cost(plan: "Plan") -> Iterator[tuple[str, str]]:
         f"{cost.images_per_second:,.0f} images/s on {cost.device}",
     )
     if len(plan.models) > 1:
-        yield "", f"{percent(cost.teacher_share)} of it in the teacher's forward pass"
+        whose = "teacher's" if len(plan.models) == 2 else "teachers'"
+        yield "", f"{percent(cost.teacher_share)} of it in the {whose} forward pass"
     workers = f"{cost.workers} workers" if cost.workers else "the training process"
     yield "loading", f"{cost.loading_images_per_second:,.0f} images/s by {workers}"
     yield (

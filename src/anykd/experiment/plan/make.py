@@ -97,7 +97,7 @@ def _trained(method: Method) -> Mapping[str, int]:
     trained = {"student": _count(method.student)}
     if isinstance(method, Combination):
         for part in method.parts:
-            trained |= {f"{part.name} {key}": n for key, n in _own(part.method).items()}
+            trained |= {f"{key} ({part.name})": n for key, n in _own(part.method).items()}
     else:
         trained |= _own(method)
     return {name: count for name, count in trained.items() if count}

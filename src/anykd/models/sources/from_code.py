@@ -41,7 +41,10 @@ def require_known(name: str) -> None:
 
 def source_file(name: str) -> Path:
     """The file that a factory is read from."""
-    return Path(inspect.getfile(_factory(name))).resolve()
+    location = name.rpartition(":")[0]
+    # Of the module that was named: what it holds there may be written elsewhere, or no function.
+    path = location if location.endswith(".py") else _import(location).__file__
+    return Path(path).resolve()
 
 
 def recorded(name: str, run: Path) -> str:

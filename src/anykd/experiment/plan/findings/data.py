@@ -20,6 +20,8 @@ __all__ = [
 
 _IMBALANCE = 10
 """Ratio of the largest class to the smallest from which accuracy says little of the smallest."""
+_SHOWN = 5
+"""Unreadable files that are named."""
 _TINY = 64
 """Short side, in pixels, up to which images show their object and no border to spare."""
 _SMALL_OVERLAP = 0.01
@@ -33,8 +35,9 @@ def unreadable_images(train: Look, val: Look) -> Iterator[Finding]:
         yield Finding(
             "error",
             "unreadable-images",
-            f"{len(broken)} of {len(train) + len(val)} images that were tried cannot be read; the "
-            f"first: {broken[0]}",
+            f"{len(broken)} of {len(train) + len(val)} images that were tried cannot be read: "
+            + "; ".join(broken[:_SHOWN])
+            + ("; ..." if len(broken) > _SHOWN else ""),
             "mend or remove them: training stops at the first one that it meets",
         )
 
