@@ -127,7 +127,7 @@ class StagedModel(nn.Module):
             images = probe_images(self.image_size, like=self.mean)
             with AttentionSeen() as attention:
                 final, levels = self.intermediates(images, indices=None)
-            if len(levels) == 3:
+            if len(levels) == 3 and self.is_timm:
                 self._stem = first_module(self.model, lambda: self.intermediates(images, None))
                 final, levels = self.intermediates(images, indices=None)
             if len(levels) < 4:
