@@ -586,6 +586,6 @@ class TestJoins:
         method = build_methods(tables, student, [(teacher, 1.0), (second, 1.0)])
         joins = method.joins()
         names = list(dict.fromkeys(join.part for join in joins))
-        assert names == [f"{m}, teacher {t}" for m in ("FitNet", "KD") for t in (1, 2)]
+        assert names == [f"{m} from teacher {t}" for m in ("FitNet", "KD") for t in (1, 2)]
         own = sum(p.numel() for p in method.get_submodule("methods").parameters())
         assert sum(join.parameters for join in joins) == own
