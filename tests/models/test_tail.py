@@ -178,10 +178,17 @@ class TestRefusals:
         assert "every method but fbt does without" in refused["fbt"]
 
 
-def test_a_block_that_does_nothing_yet_is_not_taken_for_the_tail():
-    """A fresh ResNet's last block adds zero, so its own ReLU would seem to start a tail."""
-    staged = create_staged("resnet18", num_classes=7, image_size=64)
-    assert [id(m) for m in staged.tail_modules] == [id(staged.model.layer4)]
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("resnet18", "layer4"),  # a fresh block adds zero to a map that is rectified already
+        ("legacy_seresnet18", "layer4"),  # a ReLU that ends stage 3 is given its map, too
+        ("test_efficientnet", "blocks.4"),  # so are a dropout and an identity
+    ],
+)
+def test_begins_where_stage_3_ends(name, first):
+    staged = create_staged(name, num_classes=7, image_size=64)
+    assert staged.tail_modules[0] is staged.model.get_submodule(first)
 
 
 def test_a_copied_model_has_a_tail_of_its_own_modules():
