@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
@@ -86,6 +87,21 @@ class TestError:
         assert done.code == 0, done.err
         assert_same_run(stopped, straight)
         assert kept(stopped) == [("error", "wrong-normalisation")]
+
+    def test_stops_what_goes_on_without_ever_having_been_planned(self, teacher, tmp_path):
+        run = tmp_path / "run"
+        done = anykd(*command(run, teacher, *WRONG), "--force")
+        assert done.code == 0, done.err
+        # As it is left by a run that was stopped while its teacher was finetuned.
+        for path in run.iterdir():
+            if path.name != "recipe.toml":
+                rmtree(path) if path.is_dir() else path.unlink()
+        (run / "teacher").mkdir()
+        stopped = anykd("distill", "--resume", "--out", run)
+        assert stopped.code == 2
+        assert "has a top-1 of" in stopped.err.splitlines()[-2]
+        forced = anykd("distill", "--resume", "--out", run, "--force")
+        assert forced.code == 0, forced.err
 
     def test_stops_the_library_too(self, teacher, tmp_path):
         options = {"layers": [1, 1, 1, 1], "channels": [8, 16, 24, 32]}
