@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 
-from benchmarks.coverage import RESULTS, TABLE, Row, cover, families, render
+from benchmarks.coverage import RESULTS, ROOT, TABLE, Row, cover, families, render
 
 SUBSET = (
     "byobnet",  # convolutions, stages that are reparameterised
@@ -42,6 +42,13 @@ def test_the_table_has_every_family_of_the_timm_it_was_made_with(results):
     if timm.__version__ != results["timm"]:
         pytest.skip(f"the table is of timm {results['timm']}, installed is {timm.__version__}")
     assert [row["family"] for row in results["families"]] == families()
+
+
+def test_prose_gives_the_same_numbers(results):
+    tails = sum(row["tail"] for row in results["families"])
+    decision = ROOT / "docs" / "decisions" / "0008-tails-are-found-and-proved.md"
+    assert f"{tails} of {len(results['families'])} families have a tail" in decision.read_text()
+    assert f"for FBT in {tails} of them" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_aims_are_met(results):

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from anykd.errors import AnykdError, ModelError
 from anykd.methods import METHODS, build_method
 from anykd.models import FrozenTeacher, StagedModel, create_staged
+from anykd.models.tail import ModuleTail
 from tests.models.moved import move_weights
 
 SMALLEST = {
@@ -189,6 +191,18 @@ class TestRefusals:
 def test_begins_where_stage_3_ends(name, first):
     staged = create_staged(name, num_classes=7, image_size=64)
     assert staged.tail_modules[0] is staged.model.get_submodule(first)
+
+
+def test_what_its_calls_are_given_goes_where_the_model_goes():
+    staged = create_staged("vit_tiny_patch16_dinov3_qkvb", num_classes=7, image_size=64)
+    tail = staged.require_tail()
+    assert isinstance(tail, ModuleTail)
+    nn.ModuleList([staged]).double()  # as a method moves its student
+    moved = staged.require_tail()
+    assert isinstance(moved, ModuleTail)
+    rotary = [v for call in moved.calls for v in call.leaves if isinstance(v, torch.Tensor)]
+    assert [v.dtype for v in rotary] == [torch.float64] * 2
+    assert [call.path for call in tail.calls] == [call.path for call in moved.calls]
 
 
 def test_a_copied_model_has_a_tail_of_its_own_modules():

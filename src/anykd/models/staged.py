@@ -262,6 +262,13 @@ class StagedModel(nn.Module):
             logits = self.model.forward_head(final)
         return Features(tuple(stages), tuple(prefix for _, prefix in levels), pooled, logits)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "StagedModel":
+        """Take the tail's constants along wherever parameters and buffers go."""
+        super()._apply(fn, recurse)
+        if self._tail is not None:
+            self._tail = self._tail.moved(fn)
+        return self
+
     def replace_classifier(self, classifier: nn.Linear) -> None:
         """Score classes by another linear layer on the pooled vector from now on.
 

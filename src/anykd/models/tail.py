@@ -53,7 +53,7 @@ class _Call:
 
     def run(self, model: nn.Module, x: Tensor, prefix: Tensor | None) -> Tensor:
         x = self.layout(model, x, prefix)
-        leaves = [v.to(x.device) if isinstance(v, Tensor) else v for v in self.leaves]
+        leaves = [*self.leaves]
         leaves[self.place] = x
         args, kwargs = tree_unflatten(leaves, self.spec)
         made = model.get_submodule(self.path)(*args, **kwargs)
@@ -77,6 +77,16 @@ class ModuleTail:
             x, prefix = call.run(model, x, prefix), None
         return self.last(model, x, None)
 
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "ModuleTail":
+        """The same tail where its model went; what its calls are given goes as buffers do."""
+        calls = [
+            replace(
+                call, leaves=tuple(move(v) if isinstance(v, Tensor) else v for v in call.leaves)
+            )
+            for call in self.calls
+        ]
+        return replace(self, calls=tuple(calls))
+
     def modules(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """The modules that it runs."""
         return tuple(model.get_submodule(call.path) for call in self.calls)
@@ -90,6 +100,10 @@ class OwnTail:
         """Compute the final feature from a stage-3 map and its prefix tokens."""
         forward: Callable[..., Any] = model.forward_tail  # type: ignore[assignment]
         return forward(stage, prefix)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "OwnTail":
+        """The same: it holds nothing."""
+        return self
 
     def modules(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """The model itself: which of its parts it runs is not known."""
