@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix clean
+.PHONY: help setup demo test soak check fix clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ demo: setup  ## distil a small teacher into a small student, end to end
 
 test: setup  ## run every test and every example of the documentation strings
 	$(BIN)/pytest -n auto
+
+soak: setup  ## kill a run again and again, and watch a long one; half an hour
+	$(BIN)/python -m benchmarks.soak
 
 check: setup  ## say whether the tree may be committed; changes nothing
 	$(BIN)/ruff format --check

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,20 @@ BLOCKS = [
 ]
 PYTHON = [(guide, block) for guide, language, block in BLOCKS if language == "python"]
 COMMANDS = [
-    shlex.split(line)[1:]
+    shlex.split(found[1])
     for _, language, block in BLOCKS
-    if not language
+    if language in ("", "bash")
     for line in block.replace("\\\n", " ").splitlines()
-    if line.startswith("anykd ")
+    if (found := re.search(r"(?:^|torchrun .* -m )anykd ([^&]*)", line))
 ]
+
+
+SCRIPTS = [block for _, language, block in BLOCKS if language == "bash"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_is_one_that_bash_takes(script):
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 @pytest.mark.parametrize(("guide", "block"), PYTHON, ids=[guide for guide, _ in PYTHON])

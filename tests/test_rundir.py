@@ -1,74 +1,9 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from anykd.errors import CheckpointError
-from anykd.rundir import RunDir, write_atomically
-
-
-def everything(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): path.read_text()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def torn(path: Path) -> None:
-    path.write_text("half")
-    raise OSError("no space left")
-
-
-def torn_folder(path: Path) -> None:
-    path.mkdir()
-    torn(path / "a")
-
-
-def folder_with(*names: str):
-    def write(path: Path) -> None:
-        path.mkdir()
-        for name in names:
-            (path / name).write_text("new")
-
-    return write
-
-
-class TestWriteAtomically:
-    def test_makes_the_folders_above(self, tmp_path):
-        write_atomically(tmp_path / "a" / "b", folder_with("file"))
-        assert everything(tmp_path) == {"a/b/file": "new"}
-
-    @pytest.mark.parametrize("write", [torn, torn_folder])
-    def test_what_fails_leaves_the_old_file_and_no_litter(self, tmp_path, write):
-        (tmp_path / "file").write_text("old")
-        with pytest.raises(OSError, match="no space"):
-            write_atomically(tmp_path / "file", write)
-        assert everything(tmp_path) == {"file": "old"}
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-    def test_what_fails_leaves_the_old_folder(self, tmp_path):
-        write_atomically(tmp_path / "student", folder_with("a"))
-        with pytest.raises(OSError, match="no space"):
-            write_atomically(tmp_path / "student", torn_folder)
-        assert everything(tmp_path) == {"student/a": "new"}
-
-    def test_a_folder_is_replaced_whole(self, tmp_path):
-        write_atomically(tmp_path / "student", folder_with("a", "b"))
-        write_atomically(tmp_path / "student", folder_with("b", "c"))
-        assert set(everything(tmp_path)) == {"student/b", "student/c"}
-        assert [path.name for path in tmp_path.iterdir()] == ["student"]
-
-    def test_the_old_file_is_there_until_the_new_one_is_whole(self, tmp_path):
-        path = tmp_path / "file"
-        path.write_text("old")
-
-        def write(new: Path) -> None:
-            new.write_text("new")
-            assert path.read_text() == "old"
-
-        write_atomically(path, write)
-        assert everything(tmp_path) == {"file": "new"}
+from anykd.rundir import RunDir
 
 
 @pytest.fixture
@@ -98,7 +33,7 @@ class TestRequireNew:
 
     def test_offers_to_continue_an_unfinished_run(self, run):
         run.write_text(run.recipe, "")
-        run.write_text(run.last, "")
+        run.write_text(run.checkpoints / "step-00000001" / "state.json", "")
         message, hint = refusal(run.require_new)
         assert message == f"{run.path} holds an unfinished run"
         assert "--resume" in hint
@@ -117,20 +52,20 @@ class TestRequireNew:
 
 
 class TestRequireUnfinished:
-    def test_takes_a_run_with_a_checkpoint(self, run):
-        run.write_text(run.last, "")
+    def test_takes_a_run_that_has_begun(self, run):
+        run.write_text(run.recipe, "")
         run.require_unfinished()
 
     def test_refuses_a_finished_run(self, run):
-        run.write_text(run.last, "")
+        run.write_text(run.recipe, "")
         run.write_json(run.summary, {})
         message, hint = refusal(run.require_unfinished)
         assert message == f"{run.path} is finished, there is nothing to resume"
         assert str(run.summary) in hint
 
-    def test_refuses_a_folder_without_a_checkpoint(self, run):
+    def test_refuses_a_folder_without_a_run(self, run):
         assert refusal(run.require_unfinished) == (
-            f"{run.path} has no checkpoint to resume from",
+            f"{run.path} holds no run to resume",
             "start it without --resume",
         )
 
@@ -143,17 +78,26 @@ class TestMetrics:
             run.log(line)
         assert [json.loads(line) for line in run.metrics.read_text().splitlines()] == lines
 
-    def test_of_later_epochs_and_torn_lines_are_dropped(self, run):
+    def test_behind_a_checkpoint_are_dropped_with_a_torn_line(self, run):
         run.path.mkdir()
-        for epoch in (0, 0, 1, 2):
-            run.log({"epoch": epoch})
+        run.log({"epoch": 0})
+        length = run.metrics_bytes()
+        assert length == len('{"epoch": 0}\n')
+        run.log({"epoch": 1})
         with run.metrics.open("a") as file:
             file.write('{"epoch": 1, "lo')
-        run.keep_metrics(epochs=2)
-        assert run.metrics.read_text() == '{"epoch": 0}\n{"epoch": 0}\n{"epoch": 1}\n'
+        run.truncate_metrics(length)
+        assert run.metrics.read_text() == '{"epoch": 0}\n'
+
+    def test_that_are_shorter_are_left_alone(self, run):
+        run.path.mkdir()
+        run.log({"epoch": 0})
+        run.truncate_metrics(1000)
+        assert run.metrics.read_text() == '{"epoch": 0}\n'
 
     def test_need_not_be_there(self, run):
-        run.keep_metrics(epochs=2)
+        assert run.metrics_bytes() == 0
+        run.truncate_metrics(0)
         assert not run.path.exists()
 
 
@@ -162,6 +106,13 @@ def test_summary_is_read_back_or_missed(run):
     run.write_json(run.summary, {"top1": 81.61})
     assert run.finished
     assert run.read_summary() == {"top1": 81.61}
+
+
+def test_a_broken_file_is_said_in_words(run):
+    run.write_text(run.summary, "{")
+    message, hint = refusal(run.read_summary)
+    assert message.startswith(f"{run.summary} is broken: Expecting property name")
+    assert hint
 
 
 class TestTeachers:
@@ -186,3 +137,38 @@ class TestTeachers:
         directory.write_text(directory.recipe, "")
         directory.teacher_head(1).write_text("")
         directory.require_new()
+
+
+class TestHold:
+    def test_leaves_no_trace_of_a_run_that_came_to_nothing(self, tmp_path):
+        with RunDir(tmp_path / "a" / "run").hold():
+            assert (tmp_path / "a" / "run").is_dir()
+        assert not any(tmp_path.iterdir())
+
+    def test_leaves_what_was_written_and_no_lock(self, run):
+        with run.hold():
+            run.write_text(run.recipe, "")
+        assert [path.name for path in run.path.iterdir()] == ["recipe.toml"]
+
+    def test_a_folder_that_is_held_is_still_new(self, run):
+        with run.hold():
+            run.require_new()
+
+    def test_what_a_killed_process_left_half_written_is_taken_away(self, run):
+        run.write_text(run.best, "best")
+        for folder in (run.path, run.checkpoints):
+            (folder / ".anykd-student-12345678").mkdir()
+            (folder / ".anykd-student-12345678" / "half").touch()
+            (folder / ".mine").mkdir()
+        with run.hold():
+            assert not list(run.path.rglob(".anykd-*"))
+        left = sorted(str(path.relative_to(run.path)) for path in run.path.rglob("*"))
+        assert left == [".mine", "checkpoint", "checkpoint/.mine", "checkpoint/best.safetensors"]
+
+    def test_is_refused_in_words_where_no_folder_can_be(self, tmp_path):
+        (tmp_path / "file").touch()
+        message, _ = refusal(RunDir(tmp_path / "file" / "run").hold().__enter__)
+        assert message == (
+            f"{tmp_path / 'file' / 'run'} cannot be written: a part of this path is a file, "
+            "no folder"
+        )

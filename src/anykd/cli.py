@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from anykd import __version__
-from anykd.errors import AnykdError
+from anykd.errors import AnykdError, StoppedError
 
 __all__ = ["app", "main"]
 
@@ -35,7 +35,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Replace one value of the recipe, e.g. train.peak_lr=5e-4."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the run in --out; begin it where nothing is there."),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Train in spite of errors that the plan finds.")
 ]
@@ -110,7 +113,7 @@ def distill(
     force: Force = False,
 ) -> None:
     """Train a student from a teacher and write the run to --out."""
-    if not method and recipe is None and not resume:
+    if not method and recipe is None and not _goes_on(resume, out):
         method = ["ofa"]
     flags = _distill_flags(teacher, student, teacher_head, method)
     common = _common_flags(data, epochs, batch_size, image_size, seed)
@@ -188,7 +191,8 @@ def train(
     force: Force = False,
 ) -> None:
     """Train one model with labels alone, a teacher or a baseline, and write the run to --out."""
-    flags = {"student.name": model, "method.name": None if resume else "control"}
+    goes_on = _goes_on(resume, out)
+    flags = {"student.name": model, "method.name": None if goes_on else "control"}
     common = _common_flags(data, epochs, batch_size, image_size, seed)
     _train(recipe, flags | common, overrides, out, resume, force)
 
@@ -207,6 +211,11 @@ def _common_flags(
         "image_size": image_size,
         "seed": seed,
     }
+
+
+def _goes_on(resume: bool, out: Path | None) -> bool:
+    """Whether a run's own recipe says what to do, or nothing does."""
+    return resume and (out is None or (out / "recipe.toml").is_file())
 
 
 def _train(
@@ -324,6 +333,10 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
+    except StoppedError as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(str(stopped), err=True)
+        sys.exit(stopped.status)
     except AnykdError as error:
         typer.echo(f"error: {error}", err=True)
         if error.hint:

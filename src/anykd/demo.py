@@ -71,7 +71,7 @@ def _finished(name: str, path: Path, overrides: list[str]) -> dict[str, Any]:
         )
     if directory.finished:
         return directory.read_summary()
-    return run(recipe, path, resume=directory.last.is_file(), brief=True).summary
+    return run(recipe, path, resume=directory.begun, brief=True).summary
 
 
 def _recipes() -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,10 +11,12 @@ from torch import Tensor
 
 __all__ = [
     "first_rank_first",
+    "from_each_rank",
     "from_first_rank",
     "gather_batch",
     "rank",
     "sum_over_ranks",
+    "unequal",
     "wait_for_all",
     "world_size",
 ]
@@ -38,6 +40,15 @@ def sum_over_ranks(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
+
+
+def from_each_rank(value: T) -> list[T]:
+    """Collect a small value of every rank, on every rank, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @contextmanager
@@ -71,6 +82,27 @@ def from_first_rank(make: Callable[[], T]) -> T:
     return made[0]  # pyright: ignore[reportReturnType]
 
 
+_counts: list[int] | None = None
+"""Rows of each rank, where they are not equally many."""
+
+
+@contextmanager
+def unequal(counts: list[int] | None) -> Iterator[None]:
+    """Tell `gather_batch` how many rows each rank has for a while.
+
+    Exchanging the numbers in every gathering would make a GPU wait each time.
+
+    Args:
+        counts: One number per rank, from 1; None where all ranks have equally many.
+    """
+    global _counts
+    before, _counts = _counts, counts
+    try:
+        yield
+    finally:
+        _counts = before
+
+
 class _Gather(torch.autograd.Function):
     """Concatenate over ranks; the gradient of a row is summed over all ranks' losses.
 
@@ -79,25 +111,31 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+    def forward(ctx, tensor: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        most = max(counts)
+        padding = tensor.new_zeros(most - len(tensor), *tensor.shape[1:])
+        padded = torch.cat([tensor, padding]).contiguous()
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
-        gradient = grad_outputs[0].contiguous()
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        gradient = grad_outputs[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
-        return gradient.chunk(world_size())[rank()]
+        return gradient.split(ctx.counts)[rank()], None
 
 
 def gather_batch(tensor: Shaped[Tensor, " batch *rest"]) -> Shaped[Tensor, " everyone *rest"]:
     """Concatenate the batches of all ranks in rank order, with gradients.
 
     Args:
-        tensor: This rank's rows; all ranks hold equally many.
+        tensor: This rank's rows; all ranks hold equally many, unless `unequal` says otherwise.
 
     Returns:
         The rows of the global batch, the same on every rank.
     """
-    return _Gather.apply(tensor) if world_size() > 1 else tensor
+    if world_size() == 1:
+        return tensor
+    return _Gather.apply(tensor, _counts or [len(tensor)] * world_size())

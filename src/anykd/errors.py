@@ -7,11 +7,14 @@
     ├── ModelError       (also ValueError)  a model cannot be had, or cannot do what is asked
     ├── DataError        (also ValueError)  a data set cannot be had, or is not what is needed
     └── CheckpointError                     a run directory or checkpoint is missing or broken
+    StoppedError         (BaseException)    a signal ended the run; it can be resumed
 
-The command line prints one as ``error: MESSAGE`` and ``hint: HINT`` and exits with 2.
+The command line prints one as ``error: MESSAGE`` and ``hint: HINT`` and exits with 2;
+`StoppedError` is one line, and the status that shells give a process that a signal ended.
 """
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "DataError",
     "ModelError",
     "RecipeError",
+    "StoppedError",
     "first_line",
     "nearest",
 ]
@@ -52,6 +56,25 @@ class DataError(AnykdError, ValueError):
 
 class CheckpointError(AnykdError):
     """A run directory or a checkpoint is missing, not the right one, or broken."""
+
+
+class StoppedError(BaseException):
+    """Ctrl-C or SIGTERM ended a run before its end.
+
+    It is no ``Exception``: it may come at any point, and nothing there is to take it for a failure
+    of its own.
+
+    Args:
+        number: Of the signal.
+        message: What became of the run.
+
+    Attributes:
+        status: The exit status that says so: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or f"stopped by {signal.Signals(number).name}")
+        self.number, self.status = number, 128 + number
 
 
 def first_line(error: Exception) -> str:

@@ -33,8 +33,8 @@ class Progress:
         self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def training(self, steps_per_epoch: int, epochs: int, epochs_done: int = 0) -> Iterator[None]:
-        """Show a bar over all steps of a run, from the epochs that are done on."""
+    def training(self, steps_per_epoch: int, epochs: int, steps_done: int = 0) -> Iterator[None]:
+        """Show a bar over all steps of a run, from those that are done on."""
         self._steps, self._epochs = steps_per_epoch, epochs
         columns = (
             TextColumn("{task.description}"),
@@ -46,8 +46,7 @@ class Progress:
         self._last_line = time.monotonic()
         with Bar(*columns, console=self.console, disable=not sys.stderr.isatty()) as bar:
             self._bar = bar
-            done = epochs_done * steps_per_epoch
-            self._task = bar.add_task("start", total=steps_per_epoch * epochs, completed=done)
+            self._task = bar.add_task("start", total=steps_per_epoch * epochs, completed=steps_done)
             yield
         self._bar = None
 

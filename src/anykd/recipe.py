@@ -127,6 +127,8 @@ class TeacherConfig(_ModelTable):
     features. finetune: the whole teacher is trained first. None keeps its own classifier."""
     head_samples: PositiveInt = 20_000
     """Training images that a probe is fitted on, at most; each class has its share."""
+    fsdp: bool = False
+    """Shard this teacher's weights over the ranks (FSDP2), instead of keeping all on each."""
     finetune: FinetuneConfig | None = None
     """How the teacher is trained first; filled in where ``head = "finetune"``, else not there."""
 

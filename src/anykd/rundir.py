@@ -1,4 +1,4 @@
-"""A run's folder: what it is called, and how its files are written so that none is ever half there.
+"""A run's folder: what its files are called, who may write them, and what they say.
 
 ::
 
@@ -6,48 +6,34 @@
     RUN/plan.json          who teaches what, and what was found amiss before training
     RUN/environment.json   versions, hardware, commit and command
     RUN/metrics.jsonl      one line for every logged step and every epoch
-    RUN/checkpoint/        last.pt, which --resume continues from; best.safetensors
+    RUN/checkpoint/        step-NUMBER, the last two, which --resume continues from;
+                           best.safetensors
     RUN/student/           model.safetensors and config.json, which timm loads
     RUN/teacher_head.safetensors   a linear head that was fitted for the teacher; of the second
                            teacher: teacher_2_head.safetensors
     RUN/teacher/           the run that trained the teacher first; of the second: teacher_2/
+    RUN/bad_steps.json     where a run stopped that had no finite loss any more
     RUN/summary.json       the numbers; written last, so it marks a finished run
 """
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from anykd.errors import CheckpointError
+from anykd.distributed import rank, wait_for_all
+from anykd.errors import CheckpointError, first_line
+from anykd.files import make_folder, remove_unfinished, sync, write_atomically, written
+from anykd.lock import held, is_lock
 
-__all__ = ["RunDir", "write_atomically"]
+__all__ = ["RunDir", "write_atomically", "written"]
 
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file or folder under another name and put it in place whole.
-
-    Args:
-        path: Where it goes; what is there is replaced.
-        write: Writes the file or folder to the path that it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        new = folder / path.name
-        write(new)
-        for file in [new, *new.rglob("*")] if new.is_dir() else [new]:
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.is_dir():
-            path.rename(folder / "old")
-        new.replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+_MOMENT = 60.0
+"""Seconds that a folder may take to be seen on another machine."""
 
 
 class RunDir:
@@ -63,10 +49,11 @@ class RunDir:
         self.plan = self.path / "plan.json"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.jsonl"
-        self.last = self.path / "checkpoint" / "last.pt"
-        self.best = self.path / "checkpoint" / "best.safetensors"
+        self.checkpoints = self.path / "checkpoint"
+        self.best = self.checkpoints / "best.safetensors"
         self.student = self.path / "student"
         self.summary = self.path / "summary.json"
+        self.bad_steps = self.path / "bad_steps.json"
 
     def teacher(self, number: int) -> "RunDir":
         """The run that trains a teacher first.
@@ -83,6 +70,33 @@ class RunDir:
             number: Of the teacher, counted from 1.
         """
         return self.path / f"{_numbered(number)}_head.safetensors"
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the folder to this process while it looks at it and writes to it.
+
+        The folder is made where it is missing, and is gone again where nothing was put into it.
+        What a killed process left half-written is taken away.
+
+        Raises:
+            CheckpointError: If a live process is writing to it, or it cannot be made.
+        """
+        with written(self.path):
+            made = make_folder(self.path)
+        try:
+            with held(self.path):
+                for folder in (self.path, self.checkpoints):
+                    remove_unfinished(folder)
+                yield
+        finally:
+            for folder in reversed(made):
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint."""
+        return any(self.checkpoints.glob("step-*"))
 
     @property
     def trains_teachers(self) -> bool:
@@ -102,13 +116,13 @@ class RunDir:
         """
         if self.path.is_file():
             raise CheckpointError(f"{self.path} is a file", hint="give a folder: --out DIR")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or all(is_lock(path) for path in self.path.iterdir()):
             return
         if self.finished:
             raise CheckpointError(
                 f"{self.path} holds a finished run", hint="give another folder: --out DIR"
             )
-        if self.recipe.is_file() and not self.last.is_file() and not self.trains_teachers:
+        if self.recipe.is_file() and not self.begun and not self.trains_teachers:
             return  # it ended before its first checkpoint: there is nothing to lose
         if self.recipe.is_file():
             raise CheckpointError(
@@ -121,18 +135,35 @@ class RunDir:
         """Refuse a folder that has nothing to continue.
 
         Raises:
-            CheckpointError: If there is no checkpoint, or the run is finished.
+            CheckpointError: If there is no run, or it is finished.
         """
         if self.finished:
             raise CheckpointError(
                 f"{self.path} is finished, there is nothing to resume",
                 hint=f"its numbers are in {self.summary}",
             )
-        if not self.last.is_file() and not self.trains_teachers:
+        if not self.recipe.is_file():
             raise CheckpointError(
-                f"{self.path} has no checkpoint to resume from",
-                hint="start it without --resume",
+                f"{self.path} holds no run to resume", hint="start it without --resume"
             )
+
+    def require_shared(self) -> None:
+        """Refuse a folder that is another one on another machine, once the first rank has begun it.
+
+        Raises:
+            CheckpointError: If this rank does not see it within a minute: network file systems
+                need a moment.
+        """
+        wait_for_all()
+        end = time.monotonic() + _MOMENT
+        while not self.recipe.is_file():
+            if time.monotonic() > end:
+                raise CheckpointError(
+                    f"rank {rank()} on {socket.gethostname()} does not see {self.path}, which the "
+                    "first rank has made",
+                    hint="all machines must share the run directory: give --out on a shared disk",
+                )
+            time.sleep(0.5)
 
     def write_text(self, path: Path, text: str) -> None:
         """Write one of the run's text files whole."""
@@ -152,35 +183,49 @@ class RunDir:
             raise CheckpointError(
                 f"{self.path} has no summary.json", hint="give the folder of a finished run"
             )
-        return json.loads(self.summary.read_text())
+        return self.read_json(self.summary)
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """Read one of the run's JSON files.
+
+        Raises:
+            CheckpointError: If it is broken.
+        """
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is broken: {first_line(error)}",
+                hint="bring back a copy of it, or start a new run: --out DIR",
+            ) from error
 
     def log(self, values: dict[str, Any]) -> None:
         """Append one line to the metrics."""
-        with self.metrics.open("a") as file:
+        with written(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
-    def keep_metrics(self, *, epochs: int) -> None:
-        """Drop the lines behind a checkpoint: the epochs that are done stay, the rest is rerun.
+    def metrics_bytes(self) -> int:
+        """Put the metrics on the disk, and say how long they are."""
+        if not self.metrics.is_file():
+            return 0
+        with written(self.metrics):
+            sync(self.metrics)
+        return self.metrics.stat().st_size
+
+    def truncate_metrics(self, length: int) -> None:
+        """Drop the lines behind a checkpoint: what they tell of is run again.
 
         Args:
-            epochs: How many epochs are done.
+            length: What `metrics_bytes` was at that checkpoint; shorter metrics are left alone.
         """
-        if not self.metrics.is_file():
-            return
-        lines = self.metrics.read_text().splitlines(keepends=True)
-        kept = "".join(line for line in lines if _epoch_of(line) < epochs)
-        self.write_text(self.metrics, kept)
+        if self.metrics_bytes() > length:
+            with written(self.metrics):
+                os.truncate(self.metrics, length)
+                sync(self.metrics)
 
 
 def _numbered(teacher: int) -> str:
     return "teacher" if teacher == 1 else f"teacher_{teacher}"
-
-
-def _epoch_of(line: str) -> float:
-    try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError):
-        return float("inf")  # a line torn by the end of its process
 
 
 def _write_text(path: Path, text: str) -> None:

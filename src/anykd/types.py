@@ -37,6 +37,18 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def split(self, parts: int) -> list["Batch"]:
+        """Divide the batch into parts of equal size, or as nearly so as can be.
+
+        Args:
+            parts: How many; at most as many as there are images.
+        """
+        images = self.images.tensor_split(parts)
+        nothing = [None] * parts
+        labels = nothing if self.labels is None else self.labels.tensor_split(parts)
+        indices = nothing if self.indices is None else self.indices.tensor_split(parts)
+        return [Batch(*part) for part in zip(images, labels, indices, strict=True)]
+
     def to(
         self, device: torch.device | str, *, memory_format: torch.memory_format | None = None
     ) -> "Batch":

@@ -1,12 +1,17 @@
 import gc
+import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from anykd.data import DataConfig, DataSplits, Reader, open_data
+from anykd.data.folder import EXTENSIONS, MAX_PIXELS, read_rgb
 from anykd.errors import DataError
 from tests.data.readers import labels_of
 
@@ -258,3 +263,101 @@ class TestPixels:
                 reader[i]
             gc.collect()
         assert not [w for w in caught if issubclass(w.category, ResourceWarning)]
+
+
+class TestUnfit:
+    """Files that are no images to learn from, and what is said of them."""
+
+    def test_more_pixels_than_allowed_are_refused_before_they_are_decoded(
+        self, tmp_path, monkeypatch
+    ):
+        path = tmp_path / "a.png"
+        Image.new("RGB", (50, 40)).save(path)
+        assert read_rgb(path, 2000).size == (50, 40)
+        monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
+        with pytest.raises(DataError, match=r"50 x 40 pixels, more than data\.max_pixels = 1999$"):
+            read_rgb(path, 1999)
+
+    @pytest.mark.parametrize("side", [10_000, 20_000])  # where Pillow warns, where it raises
+    def test_a_decompression_bomb_is_refused(self, tmp_path, side):
+        path = tmp_path / "bomb.png"
+        path.write_bytes(bomb(side))
+        assert path.stat().st_size < 1_000_000
+        with pytest.raises(DataError, match=r"^[^\n]*bomb\.png cannot [^\n]*$") as caught:
+            read_rgb(path)
+        assert f"data.max_pixels = {MAX_PIXELS}" in str(caught.value)
+
+    @pytest.mark.parametrize("allowed", [50, 100])
+    def test_no_limit_of_pillow_is_below_ours(self, tmp_path, monkeypatch, allowed):
+        path = tmp_path / "a.png"
+        Image.new("RGB", (10, 10)).save(path)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+        if allowed < 100:
+            with pytest.raises(DataError, match="cannot be read as an image"):
+                read_rgb(path, allowed)
+            return
+        image = read_rgb(path, allowed)
+        assert image.crop((0, 0, 10, 10)).size == (10, 10)  # as a view does, and no warning
+
+    def test_the_limit_of_the_recipe_holds(self, write_images):
+        root = write_images("train", cat=2, dog=2)
+        write_images("val", cat=1, dog=1)
+        for labels in (True, False):
+            for part in ("train", "val"):
+                config = DataConfig(source=str(root), max_pixels=119, labels=labels)
+                with pytest.raises(DataError, match=r"max_pixels = 119"):
+                    getattr(open_data(config), part)[0]
+
+    @pytest.mark.parametrize("pixel", [np.nan, np.inf])
+    def test_pixels_that_are_no_numbers_are_refused(self, tmp_path, pixel):
+        path = tmp_path / "a.tif"
+        pixels = np.full((4, 4), 100, dtype=np.float32)
+        Image.fromarray(pixels).save(path)
+        assert np.unique(np.asarray(read_rgb(path))) == 100
+        pixels[1, 2] = pixel
+        Image.fromarray(pixels).save(path)
+        with pytest.raises(DataError, match="some of its pixels are no finite numbers"):
+            read_rgb(path)
+
+    def test_what_the_extensions_announce_is_read(self, tmp_path):
+        for extension in EXTENSIONS:
+            Image.new("RGB", (3, 2)).save(path := tmp_path / f"a{extension}")
+            assert read_rgb(path).size == (3, 2)
+
+    def test_a_format_that_starts_a_program_is_refused_whatever_its_name(self, tmp_path):
+        path = tmp_path / "a.png"
+        path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+        with pytest.raises(DataError, match="EPS is no format of images that is read here"):
+            read_rgb(path)
+
+    def test_whatever_a_decoder_raises_is_said_in_one_line(self, tmp_path):
+        whole = io.BytesIO()
+        pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(whole, "tiff", compression="tiff_lzw")
+        content, rng, said = whole.getvalue(), np.random.default_rng(0), []
+        path = tmp_path / "a.tif"
+        for _ in range(300):
+            damaged = bytearray(content)
+            for place in rng.integers(0, len(damaged), size=20):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of odd metadata
+                try:
+                    read_rgb(path)
+                except DataError as error:
+                    said.append(str(error))
+        assert len(said) > 30
+        assert all(words.startswith(f"{path} cannot be read as an image: ") for words in said)
+        assert not any("\n" in words for words in said)
+
+
+def bomb(side: int) -> bytes:
+    """A PNG of one bit a pixel, all of them 0: a few bytes for every thousand pixels."""
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(side * (1 + side // 8)), 9)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )

@@ -1,4 +1,3 @@
-import contextlib
 import multiprocessing
 import random
 import re
@@ -9,65 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from anykd.data import AugmentConfig, DataConfig, EvalLoader, Reader, TrainLoader, open_data
+from anykd.data import AugmentConfig, DataConfig, open_data
 from anykd.data.bundled import SyntheticReader
-from anykd.data.loaders import choose_workers
-from anykd.data.reader import ArrayReader, UnlabelledReader
+from anykd.data.reader import ArrayReader, SubsetReader, UnlabelledReader
 from anykd.errors import DataError, RecipeError
 from anykd.types import Batch
-
-READER = SyntheticReader(num_classes=4, per_class=6, split=0)  # 24 images
-
-
-def train_loader(reader: Reader = READER, **options) -> TrainLoader:
-    defaults = {
-        "num_classes": 4,
-        "image_size": 16,
-        "batch_size": 4,
-        "augment": AugmentConfig(),
-        "label_smoothing": 0.0,
-        "seed": 0,
-        "workers": 0,
-    }
-    return TrainLoader(reader, **(defaults | options))
-
-
-def eval_loader(reader: Reader = READER, **options) -> EvalLoader:
-    defaults = {
-        "num_classes": 4,
-        "image_size": 16,
-        "batch_size": 4,
-        "augment": AugmentConfig(),
-        "workers": 0,
-    }
-    return EvalLoader(reader, **(defaults | options))
-
-
-def parts(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    assert batch.labels is not None
-    assert batch.indices is not None
-    return batch.images, batch.labels, batch.indices
-
-
-def same(first: list[Batch], second: list[Batch]) -> bool:
-    return len(first) == len(second) and all(
-        torch.equal(x, y)
-        for a, b in zip(first, second, strict=True)
-        for x, y in zip(parts(a), parts(b), strict=True)
-    )
-
-
-def indices(batches: list[Batch]) -> list[int]:
-    return torch.cat([parts(batch)[2] for batch in batches]).tolist()
-
-
-def views(batches: list[Batch]) -> dict[int, torch.Tensor]:
-    """The view of each image, by its index."""
-    return {
-        int(index): image
-        for batch in batches
-        for image, index in zip(batch.images, parts(batch)[2], strict=True)
-    }
+from tests.data.loading import READER, eval_loader, indices, parts, same, train_loader, views
 
 
 def set_global_generators(seed: int) -> None:
@@ -206,7 +152,7 @@ class TestTrainLoader:
         root = write_images("train", cat=3, dog=1)
         (root / "train" / "cat" / "1.png").write_bytes(b"no image")
         splits = open_data(DataConfig(source=str(root)))
-        loader = train_loader(splits.train, num_classes=2, workers=workers)
+        loader = train_loader(splits.train, num_classes=2, workers=workers, bad_images="stop")
         message = hint = ""
         try:
             list(loader.batches(0))
@@ -215,17 +161,76 @@ class TestTrainLoader:
         assert re.fullmatch(r"[^\n]*cat/1\.png cannot be read[^\n]*", message)
         assert hint == "mend or remove the file"
 
-    def test_worker_processes_end_with_a_loader_that_met_a_broken_image(self, write_images):
+    @pytest.mark.parametrize("policy", ["stop", "replace"])
+    def test_worker_processes_end_with_a_loader_that_broke_off(self, write_images, policy):
         write_images("val", cat=1, dog=1)
         root = write_images("train", cat=3, dog=1)
         (root / "train" / "cat" / "1.png").write_bytes(b"no image")
         reader = open_data(DataConfig(source=str(root))).train
         before = set(multiprocessing.active_children())
-        loader = train_loader(reader, num_classes=2, workers=1)
-        with contextlib.suppress(DataError):
+        loader = train_loader(reader, num_classes=2, workers=1, bad_images=policy)
+        before_it_ends = 0
+        try:
             list(loader.batches(0))
+        except DataError:
+            before_it_ends = len(set(multiprocessing.active_children()) - before)
+        assert before_it_ends == 1
         del loader
         assert not set(multiprocessing.active_children()) - before
+
+
+class TestLastBatch:
+    """23 images: 5 are left over where a step takes 6 or 9."""
+
+    reader = SubsetReader(READER, range(23))
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_holds_what_is_left_and_the_others_are_as_without_it(self, workers):
+        dropping, whole = (
+            train_loader(self.reader, batch_size=6, drop_last=drop, workers=workers)
+            for drop in (True, False)
+        )
+        assert (dropping.steps_per_epoch, whole.steps_per_epoch) == (3, 4)
+        expected, batches = list(dropping.batches(1)), list(whole.batches(1))
+        assert same(expected, batches[:3])
+        assert [len(batch) for batch in batches] == [6, 6, 6, 5]
+        assert sorted(indices(batches)) == list(range(23))
+        assert same(batches[2:], list(whole.batches(1, skip=2)))
+
+    @pytest.mark.parametrize(
+        ("ranks", "batch_size", "shares"),
+        [(2, 3, [2, 3]), (3, 3, [1, 2, 2]), (5, 3, [1, 1, 2, 2, 2]), (2, 9, [2, 3])],
+    )
+    def test_is_shared_as_evenly_as_possible(self, ranks, batch_size, shares):
+        options = {"batch_size": batch_size, "drop_last": False}
+        loaders = [
+            train_loader(self.reader, rank=rank, world_size=ranks, **options)
+            for rank in range(ranks)
+        ]
+        batches = [list(loader.batches(2)) for loader in loaders]
+        assert sorted(len(rank[-1]) for rank in batches) == shares
+        one = train_loader(self.reader, **options | {"batch_size": ranks * batch_size})
+        for step, whole in enumerate(one.batches(2)):
+            assert indices([whole]) == [i for rank in batches for i in indices([rank[step]])]
+            even = len({len(rank[step]) for rank in batches}) == 1
+            assert [loader.is_even(step) for loader in loaders] == [even] * ranks
+            assert one.is_even(step)
+
+    def test_sits_out_where_a_rank_would_have_none(self):
+        loader = train_loader(self.reader, batch_size=3, world_size=7, drop_last=False)
+        assert loader.steps_per_epoch == 1  # 2 are left
+        assert loader.is_even(0)
+
+    def test_may_be_the_only_one(self):
+        (batch,) = train_loader(self.reader, batch_size=64, drop_last=False).batches(0)
+        assert len(batch) == 23
+        with pytest.raises(DataError, match="23 training images are fewer than the 24 ranks"):
+            train_loader(self.reader, batch_size=1, world_size=24, drop_last=False)
+
+    def test_cannot_be_mixed(self):
+        with pytest.raises(RecipeError, match=r"data\.drop_last is false") as caught:
+            train_loader(drop_last=False, augment=AugmentConfig(preset="vit"))
+        assert "leave data.drop_last true" in caught.value.hint
 
 
 class TestLabels:
@@ -337,14 +342,6 @@ class TestWithoutLabels:
             assert without.indices is not None
             assert without.indices.tolist() == parts(with_labels)[2].tolist()
 
-    @pytest.mark.parametrize(("in_memory", "expected"), [(True, 0), (False, 4)])
-    def test_workers_are_chosen_as_for_the_same_images_with_labels(
-        self, monkeypatch, in_memory, expected
-    ):
-        monkeypatch.setattr(SyntheticReader, "in_memory", in_memory)
-        monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(4)))
-        assert choose_workers(None, UnlabelledReader(READER)) == expected
-
 
 class TestEvalLoader:
     @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -378,17 +375,3 @@ class TestEvalLoader:
         loader = eval_loader(reader, num_classes=2, rank=2, world_size=3)
         assert loader.num_samples == 0
         assert list(loader) == []
-
-
-@pytest.mark.parametrize(
-    ("num_images", "in_memory", "cores", "expected"),
-    [(24, True, 4, 0), (24, False, 4, 4), (24, False, 64, 8), (6_000, True, 4, 4)],
-)
-def test_workers_are_chosen_by_what_reading_costs(
-    monkeypatch, num_images, in_memory, cores, expected
-):
-    reader = SyntheticReader(num_classes=4, per_class=num_images // 4, split=0)
-    monkeypatch.setattr(SyntheticReader, "in_memory", in_memory)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
-    assert choose_workers(None, reader) == expected
-    assert choose_workers(3, reader) == 3

@@ -25,6 +25,23 @@ def names_by_decay(module: Method, **options) -> tuple[set[str], set[str]]:
     return decayed, kept
 
 
+def test_sgd_without_momentum_is_the_plain_step():
+    weight = nn.Linear(2, 1, bias=False)
+    optimizer = build_optimizer(
+        weight, TrainConfig(optimizer="sgd", momentum=0, peak_lr=0.5, weight_decay=0)
+    )
+    before = weight.weight.detach().clone()
+    for _ in range(2):
+        weight.weight.grad = torch.tensor([[1.0, -2.0]])
+        optimizer.step()
+    torch.testing.assert_close(weight.weight.detach(), before - torch.tensor([[1.0, -2.0]]))
+
+
+def test_second_derivatives_are_refused_in_words():
+    with pytest.raises(RecipeError, match="adahessian needs second derivatives"):
+        build_optimizer(nn.Linear(2, 1), TrainConfig(optimizer="adahessian"))
+
+
 class TestLearningRate:
     def test_is_that_of_timms_cosine_without_offset(self):
         config = TrainConfig(epochs=12, warmup_epochs=3, peak_lr=0.1, min_lr=1e-3, warmup_lr=1e-4)

@@ -3,6 +3,7 @@ import torch
 
 from anykd.engine import choose_device, choose_dtype
 from anykd.engine.precision import autocast
+from anykd.errors import RecipeError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -12,6 +13,7 @@ class TestChooseDtype:
     def test_does_what_is_asked_on_any_device(self, device):
         assert choose_dtype("float32", device) is None
         assert choose_dtype("bf16", device) is torch.bfloat16
+        assert choose_dtype("fp16", device) is torch.float16
 
     @pytest.mark.parametrize(("has_amx", "expected"), [(True, torch.bfloat16), (False, None)])
     def test_auto_is_bf16_on_processors_with_amx(self, monkeypatch, has_amx, expected):
@@ -28,11 +30,57 @@ class TestChooseDtype:
         assert asked == {"including_emulation": False}
 
 
-def test_device_is_this_ranks_gpu_where_there_is_one(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert choose_device(1) == torch.device("cuda", 1)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert choose_device(1) == CPU
+@pytest.fixture
+def gpus(monkeypatch):
+    """Let torch see so many GPUs."""
+
+    def see(count: int) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+
+    return see
+
+
+class TestChooseDevice:
+    def test_auto_is_this_ranks_gpu_where_there_is_one(self, gpus):
+        gpus(2)
+        assert choose_device(1) == torch.device("cuda", 1)
+        gpus(0)
+        assert choose_device(1) == CPU
+
+    def test_does_what_is_asked(self, gpus):
+        gpus(2)
+        assert choose_device(1, "cuda") == torch.device("cuda", 1)
+        assert choose_device(1, "cpu") == CPU
+
+    @pytest.mark.parametrize(
+        ("cuda", "remedy"), [(None, "built without CUDA"), ("13.0", "CUDA_VISIBLE_DEVICES")]
+    )
+    def test_a_missing_gpu_is_refused_by_what_is_wrong(self, gpus, monkeypatch, cuda, remedy):
+        gpus(0)
+        monkeypatch.setattr("torch.version.cuda", cuda)
+        with pytest.raises(RecipeError, match="torch sees no GPU") as caught:
+            choose_device(0, "cuda")
+        assert remedy in caught.value.hint
+        assert "train.device = 'auto'" in caught.value.hint
+
+    @pytest.mark.parametrize("asked", ["auto", "cuda"])
+    def test_more_processes_than_gpus_are_refused(self, gpus, asked):
+        gpus(2)
+        with pytest.raises(RecipeError, match="local rank 2 has no GPU: torch sees 2") as caught:
+            choose_device(2, asked)
+        assert "--nproc-per-node 2" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("there", "rank", "problem"),
+        [(False, 0, "torch sees none"), (True, 1, "there is one for all processes")],
+    )
+    def test_mps_is_one_device(self, monkeypatch, there, rank, problem):
+        monkeypatch.setattr("torch.backends.mps.is_available", lambda: there)
+        with pytest.raises(RecipeError, match=f"is mps, and {problem}"):
+            choose_device(rank, "mps")
+        monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+        assert choose_device(0, "mps") == torch.device("mps")
 
 
 def test_autocast_of_no_type_changes_nothing():

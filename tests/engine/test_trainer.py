@@ -1,16 +1,29 @@
+import contextlib
 import copy
-from collections.abc import Iterator
+import random
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from timm.optim import list_optimizers
 from torch import Tensor, nn
 
 from anykd.data import AugmentConfig, TrainLoader
 from anykd.data.bundled import SyntheticReader
-from anykd.engine import Listener, Trainer, load_checkpoint, save_checkpoint
-from anykd.engine.trainer import train_epoch
-from anykd.errors import DataError
+from anykd.engine import (
+    Listener,
+    LossScale,
+    Parallel,
+    Stepper,
+    Trainer,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from anykd.engine.randomness import seed_everything
+from anykd.errors import CheckpointError
 from anykd.methods import Method
 from anykd.types import Batch, StepOutput
 from tests.engine.tiny import RandomLoader, cnn, config, method, trainer, vit
@@ -20,6 +33,12 @@ CPU = torch.device("cpu")
 
 class InterruptionError(Exception):
     """The process is taken away."""
+
+
+def interrupt_after(running: Trainer, steps: int, folder: Path) -> None:
+    if running.all_steps_done == steps:
+        save(running, folder)
+        raise InterruptionError
 
 
 class Bowl(nn.Module):
@@ -33,28 +52,44 @@ class Bowl(nn.Module):
         return StepOutput(torch.zeros(1, 2), {"bowl": self.weight.square().sum() / 2})
 
 
-class Breaking(Bowl):
-    """A second term is infinite from the third step on."""
-
-    steps = 0
+class Drawing(Bowl):
+    """Draws from every generator that a user's model may draw from."""
 
     def forward(self, batch: Batch) -> StepOutput:
-        self.steps += 1
-        scale = float("inf") if self.steps > 2 else 1.0
-        terms = {"fine": self.weight.sum(), "broken": self.weight.sum() * scale}
-        return StepOutput(torch.zeros(1, 2), terms)
+        drawn = random.random() + np.random.rand() + torch.rand(()).item()
+        return StepOutput(torch.zeros(1, 2), {"drawn": self.weight.square().sum() * drawn})
+
+
+class Line(nn.Module):
+    """Parameters of one, two and four dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=8)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, batch: Batch) -> StepOutput:
+        assert batch.labels is not None
+        logits = self.head(self.conv(batch.images).relu().mean(dim=(2, 3)))
+        return StepOutput(logits, {"task": F.cross_entropy(logits, batch.labels)})
+
+
+def optimizers() -> list[str]:
+    """Every optimiser of timm's that needs no GPU."""
+    names = [str(name) for name in list_optimizers()]
+    return [name for name in names if not name.startswith(("fused", "bnb", "adahessian"))]
 
 
 def one_step(module: nn.Module, **options: Any) -> None:
-    train_epoch(
+    stepper = Stepper(
+        Parallel(module, module),
         module,
-        [Batch(torch.zeros(1, 3, 2, 2))],
         torch.optim.SGD(module.parameters(), lr=1.0),
-        set_lr=lambda step: 1.0,
-        precision=lambda: torch.enable_grad(),
-        after_step=lambda *values: None,
+        precision=contextlib.nullcontext,
+        scale=LossScale(),
         **options,
     )
+    stepper.take(Batch(torch.zeros(1, 3, 2, 2)), key=(0,))
 
 
 def fit(running: Trainer) -> list[dict[str, Any]]:
@@ -63,22 +98,15 @@ def fit(running: Trainer) -> list[dict[str, Any]]:
     return logged
 
 
-def tensors(state: Any) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from tensors(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from tensors(value)
+def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
 def assert_same(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-class TestTrainEpoch:
+class TestStep:
     def test_takes_the_step_of_the_gradient(self):
         bowl = Bowl()
         one_step(bowl)
@@ -103,14 +131,16 @@ class TestTrainEpoch:
 
 class TestTrainer:
     def test_calls_its_listener_after_every_step_and_epoch(self):
-        steps, epochs = [], []
+        steps, scored, epochs = [], [], []
         listener = Listener(
             step=lambda epoch, step: steps.append((epoch, step)),
-            epoch=lambda running: epochs.append(running.epochs_done),
+            score=lambda running: scored.append((running.epochs_done, running.steps_done)),
+            epoch=lambda running: epochs.append((running.epochs_done, running.steps_done)),
         )
         trainer(method("control", vit())).fit(listener)
         assert steps == [(0, 0), (0, 1), (1, 0), (1, 1)]
-        assert epochs == [1, 2]
+        assert scored == [(0, 2), (1, 2)]
+        assert epochs == [(1, 0), (2, 0)]
 
     def test_logs_the_terms_and_their_sum(self):
         logged = fit(trainer(method("kd", cnn(), vit(seed=1))))
@@ -153,16 +183,6 @@ class TestTrainer:
         log_p = before(batch.images).logits.log_softmax(dim=1)
         expected = -(batch.labels * log_p).sum(dim=1).mean().item()
         assert first["task"] == pytest.approx(expected, rel=1e-4)
-
-    def test_stops_where_a_term_is_no_number_and_names_it(self):
-        module = Breaking()
-        options = config(epochs=3)
-        running = Trainer(module, module, RandomLoader(), options, device=CPU, seed=0)
-        with pytest.raises(
-            DataError, match=r"^loss, broken became .* in epoch 1, step 0$"
-        ) as caught:
-            running.fit(Listener())
-        assert "train.peak_lr" in caught.value.hint
 
     def test_dropout_follows_the_seed(self):
         def weights(seed: int) -> dict[str, Tensor]:
@@ -226,31 +246,43 @@ def pair(request) -> Any:
     return make
 
 
-class TestState:
-    def test_goes_on_bit_for_bit_from_a_checkpoint(self, pair, tmp_path):
-        def stop(running: Trainer) -> None:
-            if running.epochs_done == 1:
-                raise InterruptionError
+def save(running: Trainer, folder: Path) -> None:
+    tensors, plain = running.state()
+    save_checkpoint(folder, running.all_steps_done, tensors, plain)
 
+
+def load(running: Trainer, folder: Path) -> Trainer:
+    found = newest_checkpoint(folder)
+    assert found is not None
+    running.load(found, found.state)
+    return running
+
+
+class TestState:
+    @pytest.mark.parametrize(("event", "at"), [("step", 1), ("step", 2), ("epoch", 2), ("step", 3)])
+    def test_goes_on_bit_for_bit_from_a_checkpoint(self, pair, tmp_path, event, at):
         straight, first, second = pair(), pair(), pair()
-        fit(straight)
+        lines = fit(straight)
+        listener = Listener()
+        setattr(listener, event, lambda *values: interrupt_after(first, at, tmp_path))
         with pytest.raises(InterruptionError):
-            first.fit(Listener(epoch=stop))
-        save_checkpoint(tmp_path / "last.pt", first.state_dict())
+            first.fit(listener)
         with torch.no_grad():  # nothing but the checkpoint may decide what follows
             for parameter in second.module.parameters():
                 parameter.add_(1.0)
-        second.load_state_dict(load_checkpoint(tmp_path / "last.pt"))
-        fit(second)
+        seed_everything(99)
+        logged = fit(load(second, tmp_path))
 
-        assert second.epochs_done == 2
-        assert_same(second.state_dict(), straight.state_dict())
+        assert (second.epochs_done, second.steps_done) == (2, 0)
+        assert without_times(logged) == without_times(lines[at:])
+        assert_same(second.state()[0], straight.state()[0])
+        assert second.state()[1] == straight.state()[1]
 
     def test_holds_what_the_method_trains_beside_the_student(self, pair):
         running = pair()
-        state = running.state_dict()
-        assert set(dict(running.module.named_parameters())) <= set(state["module"])
-        assert set(running.averaged.state_dict()) == set(state["ema"])
+        tensors, _ = running.state()
+        assert {f"module.{name}" for name, _ in running.module.named_parameters()} <= set(tensors)
+        assert {f"ema.{name}" for name in running.averaged.state_dict()} <= set(tensors)
 
     def test_holds_nothing_of_the_teacher(self, pair):
         running = pair()
@@ -258,9 +290,77 @@ class TestState:
         assert isinstance(running.module, Method)
         if running.module._teacher is None:
             pytest.skip("control has no teacher")
-        saved = list(tensors(running.state_dict()))
+        saved = list(running.state()[0].values())
         for name, weight in running.module.teacher.model.state_dict().items():
             if weight.ndim < 2:
                 continue  # norms of fresh models are all alike
             copies = [t for t in saved if t.shape == weight.shape and torch.equal(t, weight)]
             assert not copies, name
+
+    def test_of_another_model_is_told(self, tmp_path):
+        save(trainer(method("control", vit())), tmp_path)
+        with pytest.raises(
+            CheckpointError, match=r"is of another model: module\.student"
+        ) as caught:
+            load(trainer(method("control", vit(embed_dim=16))), tmp_path)
+        assert caught.value.hint
+
+    def test_code_that_draws_from_any_generator_goes_on_bit_for_bit(self, tmp_path):
+        def make() -> Trainer:
+            module = Drawing()
+            return Trainer(module, module, RandomLoader(), config(), device=CPU, seed=3)
+
+        straight = make()
+        lines = fit(straight)
+        first = make()
+        with pytest.raises(InterruptionError):
+            first.fit(Listener(step=lambda epoch, step: interrupt_after(first, 3, tmp_path)))
+        logged = fit(load(make(), tmp_path))
+        assert without_times(logged) == without_times(lines[3:])
+        drawn = [line["drawn"] for line in lines]
+        assert len(set(drawn)) == len(drawn)  # every step draws anew
+
+    @pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+    @pytest.mark.parametrize("name", optimizers())
+    def test_of_every_optimiser_comes_back(self, name, tmp_path):
+        def make() -> Trainer:
+            torch.manual_seed(0)
+            module = Line()
+            options = config(optimizer=name, peak_lr=1e-3, epochs=4)
+            return Trainer(module, module, RandomLoader(), options, device=CPU, seed=0)
+
+        straight, first, second = make(), make(), make()
+        fit(straight)
+        with pytest.raises(InterruptionError):
+            first.fit(Listener(step=lambda epoch, step: interrupt_after(first, 5, tmp_path)))
+        fit(load(second, tmp_path))
+        assert_same(dict(second.module.state_dict()), dict(straight.module.state_dict()))
+
+
+class TestCheckpoints:
+    def test_are_written_every_nth_step_and_asked_for_at_the_end_of_an_epoch(self):
+        found = []
+        running = trainer(method("control", vit()), checkpoint_every=3)
+        running.loader.steps_per_epoch = 4
+        note = lambda name: lambda trainer: found.append((name, trainer.all_steps_done))  # noqa: E731
+        running.fit(Listener(checkpoint=note("within"), epoch=note("epoch")))
+        # Step 3 and 6; not step 8, whose epoch ends there.
+        assert found == [("within", 3), ("epoch", 4), ("within", 6), ("epoch", 8)]
+
+    def test_one_is_written_before_stopping(self):
+        asked = iter([False, True])
+        found: list[int] = []
+
+        def stopped() -> None:
+            raise InterruptionError
+
+        running = trainer(method("control", vit()))
+        listener = Listener(
+            stop=lambda: next(asked),
+            checkpoint=lambda trainer: found.append(trainer.all_steps_done),
+            stopped=stopped,
+        )
+        with pytest.raises(InterruptionError):
+            running.fit(listener)
+        assert found == [2]
+        assert (running.epochs_done, running.steps_done) == (0, 2)  # not scored yet

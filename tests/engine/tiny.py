@@ -29,11 +29,22 @@ class RandomLoader:
 
     steps_per_epoch = 2
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(epoch)
-        for _ in range(self.steps_per_epoch):
+        for step in range(self.steps_per_epoch):
             images = torch.rand(8, 3, 32, 32, generator=generator)
-            yield Batch(images, torch.eye(4)[torch.randint(4, (8,), generator=generator)])
+            labels = torch.eye(4)[torch.randint(4, (8,), generator=generator)]
+            if step >= skip:
+                yield Batch(images, labels, torch.arange(8) + 8 * step)
+
+    def is_even(self, step: int) -> bool:
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 def method(name: str, student: StagedModel, teacher: StagedModel | None = None) -> Method:

@@ -12,7 +12,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from anykd.data import Reader
-from anykd.experiment.run import _Run
+from anykd.experiment.running import Running
 
 
 class InterruptionError(Exception):
@@ -51,11 +51,11 @@ def classes_by_timm(path: Path, reader: Reader) -> Tensor:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, epoch: int, step: int) -> None:
     """Let runs end with `InterruptionError` once a step is logged, until ``monkeypatch.undo``."""
-    log = _Run._log
+    log = Running._log
 
-    def log_until(self: _Run, values: dict[str, Any]) -> None:
+    def log_until(self: Running, values: dict[str, Any]) -> None:
         log(self, values)
         if values["event"] == "step" and (values["epoch"], values["step"]) == (epoch, step):
             raise InterruptionError
 
-    monkeypatch.setattr(_Run, "_log", log_until)
+    monkeypatch.setattr(Running, "_log", log_until)

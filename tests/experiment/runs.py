@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from anykd.cli import main
 
 VIT = "student.options={patch_size=8,embed_dim=32,depth=4,num_heads=2}"
@@ -37,6 +40,19 @@ def anykd(*arguments: object) -> Outcome:
         except SystemExit as end:
             code = end.code
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The folder of a run's newest checkpoint."""
+    return sorted((run / "checkpoint").glob("step-*"))[-1]
+
+
+def saved_tensors(run: Path) -> dict[str, Tensor]:
+    """Tensors in the newest checkpoint of a run of one process, or of ranks that are all alike."""
+    found: dict[str, Tensor] = {}
+    for shard in newest_checkpoint(run).glob("*.safetensors"):
+        found |= load_file(shard)
+    return found
 
 
 def short(*sets: str, epochs: int = 1) -> list[str]:

@@ -18,6 +18,7 @@ from anykd.errors import DataError, RecipeError
 from anykd.methods import METHODS, Method, build_methods, read_tables
 from anykd.models import FrozenTeacher, StagedModel
 from anykd.types import Batch
+from tests.methods.for_ranks import NAMES, STUDENTS, build_for_ranks
 from tests.methods.small import (
     NUM_CLASSES,
     PAIRS,
@@ -25,7 +26,6 @@ from tests.methods.small import (
     fingerprint,
     random_batch,
     small,
-    small_options,
     small_pair,
 )
 from tests.ranks import run_on_ranks
@@ -333,48 +333,10 @@ class TestWithoutLabels:
         assert METHODS[name].Config().needs_labels
 
 
-COMBINED = [
-    {"name": "fbt", "teachers": [1]},
-    {"name": "crd", "weight": 0.5, **small_options("crd")},
-    {"name": "rsd", "teachers": [2]},
-]
-
-
-def build_any(
-    name: str, student: StagedModel, teachers: list[FrozenTeacher], task_weight: float = 1.0
-) -> Method:
-    """A method with the first teacher, or a combination of three with both."""
-    if name == "combination":
-        tables = read_tables([table | {"task_weight": task_weight} for table in COMBINED])
-        return build_methods(tables, student, [(teacher, 1.0) for teacher in teachers])
-    return build_small(name, student, teachers[0], task_weight=task_weight)
-
-
-NAMES = [*METHODS, "combination"]
 WITHOUT_LABELS = [
     *(name for name in TAUGHT if not METHODS[name].Config(task_weight=0).needs_labels),
     "combination",
 ]
-STUDENTS = {"vit": ("cnn", "wide"), "cnn": ("vit", "mlp")}
-"""Families of students, each with those of its two teachers."""
-
-
-def build_for_ranks(name: str, family: str, task_weight: float = 1.0) -> Method:
-    """A method whose law is the same for half a batch: its images meet in no batch norm.
-
-    Those over maps see one rank's images, the student's own and those of OFA's branches alike, so
-    that they run on their running statistics. Others, of pooled vectors, see the gathered batch.
-    In float64 the sums of two halves are those of the whole to the last digits.
-    """
-    teachers = [FrozenTeacher(small(each, 2).double()) for each in STUDENTS[family]]
-    torch.manual_seed(4)
-    method = build_any(name, small(family, 1), teachers, task_weight).train()
-    for part in method.modules():
-        if not any(isinstance(inner, Method) for inner in part.modules()):
-            part.double()  # methods keep buffers of their own in float32, as in training
-        if isinstance(part, nn.BatchNorm2d):
-            part.eval()
-    return method
 
 
 def parallel(method: Method) -> nn.Module:
@@ -515,8 +477,8 @@ COMPILE = """
 import copy
 import torch
 from anykd.models import FrozenTeacher
+from tests.methods.for_ranks import NAMES, build_any
 from tests.methods.small import random_batch, small
-from tests.methods.test_contract import NAMES, build_any
 
 batch = random_batch()
 teachers = [FrozenTeacher(small("vit", 2)), FrozenTeacher(small("mlp", 3))]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -14,16 +15,28 @@ from torch.utils.data import Dataset
 from anykd.errors import DataError, RecipeError
 
 from .augment import AugmentConfig
+from .faults import BadImagePolicy, StandIns, read_samples
 from .reader import Reader
 from .seeded import Stream, seeded
 from .views import View, erase_
 
-__all__ = ["BatchKey", "EvalBatches", "Mixing", "SmoothLabels", "TrainBatches", "create_mixing"]
+__all__ = [
+    "BatchKey",
+    "EvalBatches",
+    "Loaded",
+    "Mixing",
+    "SmoothLabels",
+    "TrainBatches",
+    "create_mixing",
+]
 
 Images = Float[Tensor, "batch 3 height width"]
 Labels = Float[Tensor, "batch classes"]
 Indices = Int[Tensor, " batch"]
 Mixing = Callable[[Images, Indices], tuple[Images, Labels]]
+Loaded = tuple[tuple[Images, Labels | None, Indices] | None, dict[int, str]]
+"""A batch, or None where nothing is left of it, and what was wrong with the images that could not
+be read, by index. It crosses between processes, and no class of ours is pinned."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,8 @@ class TrainBatches(Dataset):
         mixing: What is done to the batch; it turns class indices into distributions.
         seed: Decides every view.
         rank: Number of the process that trains on the batches.
+        policy: What becomes of images that cannot be read.
+        stand_ins: What replaces them.
     """
 
     reader: Reader
@@ -65,11 +80,16 @@ class TrainBatches(Dataset):
     mixing: Mixing
     seed: int
     rank: int
+    policy: BadImagePolicy
+    stand_ins: StandIns
 
-    def __getitem__(self, key: BatchKey) -> tuple[Images, Labels | None, Indices] | DataError:
-        """Make a batch. A broken image comes back as a value: torch would wrap what is raised."""
+    def __getitem__(self, key: BatchKey) -> Loaded | DataError:
+        """Make a batch. An error comes back as a value: torch would wrap what is raised."""
+        stand_in = partial(self.stand_ins, key.epoch)
         try:
-            samples = [self.reader[position] for position in key.positions]
+            samples, bad = read_samples(
+                self.reader, key.positions, policy=self.policy, stand_in=stand_in
+            )
         except DataError as error:
             return error
         views = []
@@ -85,7 +105,7 @@ class TrainBatches(Dataset):
             images, labels = self.mixing(images, torch.tensor([s.label or 0 for s in samples]))
         if self.reader.labels is None:
             labels = None
-        return images, labels, torch.tensor([sample.index for sample in samples])
+        return (images, labels, torch.tensor([sample.index for sample in samples])), bad
 
 
 @final
@@ -97,23 +117,27 @@ class EvalBatches(Dataset):
         reader: The images.
         view: What is done to one image.
         num_classes: Width of the labels.
+        policy: "stop", or images that cannot be read are left out.
     """
 
     reader: Reader
     view: View
     num_classes: int
+    policy: BadImagePolicy
 
-    def __getitem__(self, key: BatchKey) -> tuple[Images, Labels | None, Indices] | DataError:
-        """Make a batch. A broken image comes back as a value: torch would wrap what is raised."""
+    def __getitem__(self, key: BatchKey) -> Loaded | DataError:
+        """Make a batch. An error comes back as a value: torch would wrap what is raised."""
         try:
-            samples = [self.reader[position] for position in key.positions]
+            samples, bad = read_samples(self.reader, key.positions, policy=self.policy)
         except DataError as error:
             return error
+        if not samples:
+            return None, bad
         images = _in_unit_range([self.view(sample.image) for sample in samples])
         labels = None
         if self.reader.labels is not None:
             labels = F.one_hot(torch.tensor([s.label for s in samples]), self.num_classes).float()
-        return images, labels, torch.tensor([sample.index for sample in samples])
+        return (images, labels, torch.tensor([sample.index for sample in samples])), bad
 
 
 def create_mixing(

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from anykd.errors import DataError
 
-from .folder import missing_folder
+from .folder import missing_folder, read_rgb
 from .reader import ArrayReader, Source
 
 __all__ = ["open_cifar"]
@@ -101,7 +100,6 @@ def _from_tiles(folder: Path) -> Source:
 
 def _read_tiles(path: Path) -> np.ndarray:
     """Cut one file into its 10,000 images."""
-    with Image.open(path) as file:
-        grid = np.asarray(file.convert("RGB"))
+    grid = np.asarray(read_rgb(path))
     rows = grid.reshape(_GRID, _SIDE, _GRID, _SIDE, 3)
     return rows.swapaxes(1, 2).reshape(-1, _SIDE, _SIDE, 3)

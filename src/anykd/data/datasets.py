@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from anykd.config import FrozenConfig
@@ -13,7 +14,8 @@ from anykd.errors import DataError, nearest
 
 from .bundled import open_digits, open_synthetic
 from .cifar import open_cifar
-from .folder import missing_folder, open_folder, open_unlabelled, subfolders
+from .faults import BadImagePolicy
+from .folder import MAX_PIXELS, missing_folder, open_folder, open_unlabelled, subfolders
 from .reader import DataSplits, JoinedReader, Reader, Source, SubsetReader, UnlabelledReader
 from .split import hold_out, keep
 
@@ -50,7 +52,41 @@ class DataConfig(FrozenConfig):
     other seeds, and their teacher, hold out the same images."""
     workers: NonNegativeInt | None = None
     """Loader processes per rank. None takes 0 for at most 5,000 images in memory, where starting
-    processes costs more than it saves; otherwise one per CPU core, at most 8."""
+    processes costs more than it saves; otherwise one per CPU core, at most 8. No number changes
+    what is learnt."""
+    prefetch: PositiveInt = 2
+    """Batches that each worker prepares ahead."""
+    pin_memory: bool | None = None
+    """Keep batches in pinned memory, which a GPU copies faster from; None does where there is a
+    GPU."""
+    persistent_workers: bool = True
+    """Let workers live from epoch to epoch; false starts them anew, which frees what they hold."""
+    drop_last: bool = True
+    """Let images that fill no batch sit an epoch out, others each time. False gives them as one
+    more, smaller batch, shared over the ranks as evenly as possible; mixup and cutmix cannot mix
+    it."""
+    bad_images: BadImagePolicy = "replace"
+    """What becomes of training images that cannot be read: replace shows another of the same class
+    instead, drop makes the batch smaller, and stop ends the run, also at one that is held out.
+    Otherwise those are left out of the score."""
+    max_bad_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of the training images, and of those held out, that may be unreadable before the run
+    stops. Each image counts once; what several ranks have met is added up at each checkpoint."""
+    max_pixels: PositiveInt = MAX_PIXELS
+    """Pixels of a file's image from which on it counts as unreadable, before it is decoded: small
+    files can hold images that fill the memory. The default is where Pillow begins to warn."""
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What both loaders are told, by the names of their arguments."""
+        return {
+            "workers": self.workers,
+            "prefetch": self.prefetch,
+            "pin_memory": self.pin_memory,
+            "persistent_workers": self.persistent_workers,
+            "bad_images": self.bad_images,
+            "max_bad_fraction": self.max_bad_fraction,
+        }
 
 
 def open_data(config: DataConfig) -> DataSplits:
@@ -65,7 +101,7 @@ def open_data(config: DataConfig) -> DataSplits:
     Raises:
         DataError: If there is no such data, or it is not fit to train a classifier.
     """
-    source = _open(config.source, labelled=config.labels)
+    source = _open(config)
     train, val = source.train, source.val
     if val is None:
         kept, held_out = hold_out(_groups(train), config.val_fraction, seed=config.split_seed)
@@ -93,7 +129,7 @@ def open_split(config: DataConfig, split: Split) -> DataSplits:
     if split != "all":
         splits = open_data(config)
         return splits if split == "val" else replace(splits, val=splits.train)
-    source = _open(config.source, labelled=config.labels)
+    source = _open(config)
     whole = source.train if source.val is None else JoinedReader(source.train, source.val)
     return DataSplits(source.name, source.class_names, whole, whole)
 
@@ -103,14 +139,18 @@ def _groups(reader: Reader) -> Sequence[int]:
     return [0] * len(reader) if reader.labels is None else reader.labels
 
 
-def _open(spec: str, *, labelled: bool) -> Source:
+def _open(config: DataConfig) -> Source:
     """Find out what a spec names, and open it."""
+    spec = config.source
     kind, _, argument = spec.partition(":")
     if kind in _KINDS:
-        return _KINDS[kind](argument)
+        source = _KINDS[kind](argument)
+        _require_labels_in_range(source)
+        return source
     path = Path(spec).expanduser()
     if path.is_dir():
-        return open_folder(path) if labelled else open_unlabelled(path)
+        open_path = open_folder if config.labels else open_unlabelled
+        return open_path(path, max_pixels=config.max_pixels)
     if path.exists():
         raise DataError(f"{path} is a file; data is a folder of class folders", _forms_hint())
     if len(path.parts) > 1 or spec.startswith((".", "~")):
@@ -120,6 +160,19 @@ def _open(spec: str, *, labelled: bool) -> Source:
         f"no data is called {spec!r}: known are {_FORMS}, or the path of a folder of class folders",
         nearest(kind, [*_KINDS, *here]),
     )
+
+
+def _require_labels_in_range(source: Source) -> None:
+    """Refuse labels that name no class; those of folders cannot be wrong."""
+    for reader in (source.train, source.val):
+        labels = np.asarray([] if reader is None or reader.labels is None else reader.labels)
+        wrong = labels[(labels < 0) | (labels >= len(source.class_names))]
+        if wrong.size:
+            raise DataError(
+                f"{wrong.size} of {labels.size} labels of {source.name} name no class, such as "
+                f"{wrong[0]}: its classes are 0 to {len(source.class_names) - 1}",
+                "mend the labels: classes are counted from 0",
+            )
 
 
 def _forms_hint() -> str:

@@ -1,5 +1,6 @@
 """Folders of class folders, and what to say where a folder is not there."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
@@ -7,17 +8,32 @@ from typing import final
 import numpy as np
 from PIL import Image, ImageOps
 
-from anykd.errors import DataError, nearest
+from anykd.errors import DataError, first_line, nearest
 
 from .reader import Sample, Source
 
-__all__ = ["FolderReader", "missing_folder", "open_folder", "open_unlabelled", "subfolders"]
+__all__ = [
+    "MAX_PIXELS",
+    "FolderReader",
+    "missing_folder",
+    "open_folder",
+    "open_unlabelled",
+    "read_rgb",
+    "subfolders",
+]
+
+MAX_PIXELS = 89_478_485
+"""Pixels of an image from which on Pillow warns: a quarter of a gigabyte as RGB."""
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
 VAL_NAMES = ("val", "valid", "validation", "test")
 """Names of the folder to evaluate on; the first that exists is taken."""
+_FORMATS = frozenset(
+    ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "TIFF", "GIF", "PPM")
+)
+"""What Pillow may find in a file, whatever its name: others, such as EPS, start programs."""
 
 
 @final
@@ -27,13 +43,21 @@ class FolderReader:
     Args:
         paths: One file per image.
         labels: Class index of each; None where nothing is known.
+        max_pixels: Images of more are refused.
     """
 
     in_memory = False
 
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Sequence[int] | None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         assert labels is None or len(paths) == len(labels)
         self._paths = paths
+        self._max_pixels = max_pixels
         self.labels = labels
 
     def __len__(self) -> int:
@@ -46,10 +70,10 @@ class FolderReader:
 
     def __getitem__(self, position: int) -> Sample:
         label = None if self.labels is None else self.labels[position]
-        return Sample(_read_rgb(self._paths[position]), label, position)
+        return Sample(read_rgb(self._paths[position], self._max_pixels), label, position)
 
 
-def open_folder(root: Path) -> Source:
+def open_folder(root: Path, *, max_pixels: int = MAX_PIXELS) -> Source:
     """Open a folder whose class folders hold images, at any depth.
 
     It is divided already if it has ``train/`` with class folders, and beside it one of ``val/``,
@@ -58,6 +82,7 @@ def open_folder(root: Path) -> Source:
 
     Args:
         root: A folder that exists.
+        max_pixels: Images of more count as unreadable.
 
     Raises:
         DataError: If there are fewer than two classes, one has no images, or the classes to
@@ -72,12 +97,12 @@ def open_folder(root: Path) -> Source:
                 f"{root} has {val.name}/ with class folders, but no train/ with class folders",
                 f"add train/, or give {val} to divide that",
             )
-        names, train = _read_classes(root)
+        names, train = _read_classes(root, max_pixels)
         return Source(name, names, train, val=None)
-    names, train = _read_classes(root / "train")
+    names, train = _read_classes(root / "train", max_pixels)
     if val is None:
         return Source(name, names, train, val=None)
-    val_names, val_reader = _read_classes(val)
+    val_names, val_reader = _read_classes(val, max_pixels)
     if val_names != names:
         differing = sorted(set(names) ^ set(val_names))
         shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
@@ -88,7 +113,7 @@ def open_folder(root: Path) -> Source:
     return Source(name, names, train, val_reader)
 
 
-def open_unlabelled(root: Path) -> Source:
+def open_unlabelled(root: Path, *, max_pixels: int = MAX_PIXELS) -> Source:
     """Open a folder of images without labels: every image at any depth.
 
     Where it has ``train/``, only the images in there are trained on, and those in ``val/``,
@@ -97,31 +122,32 @@ def open_unlabelled(root: Path) -> Source:
 
     Args:
         root: A folder that exists.
+        max_pixels: Images of more count as unreadable.
 
     Raises:
         DataError: If there are no images, or none to evaluate on in a folder for that.
     """
     name = root.resolve().name
     if not (root / "train").is_dir():
-        return Source(name, (), _unlabelled(root), val=None)
-    train = _unlabelled(root / "train")
+        return Source(name, (), _unlabelled(root, max_pixels), val=None)
+    train = _unlabelled(root / "train", max_pixels)
     val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
     if val is None:
         return Source(name, (), train, val=None)
     if len(subfolders(val)) > 1:
-        names, reader = _read_classes(val)
+        names, reader = _read_classes(val, max_pixels)
         return Source(name, names, train, reader)
-    return Source(name, (), train, _unlabelled(val))
+    return Source(name, (), train, _unlabelled(val, max_pixels))
 
 
-def _unlabelled(folder: Path) -> FolderReader:
+def _unlabelled(folder: Path, max_pixels: int) -> FolderReader:
     images = _images(folder)
     if not images:
         raise DataError(
             f"{folder} holds no images",
             f"images are files that end in {', '.join(sorted(EXTENSIONS))}",
         )
-    return FolderReader(images, None)
+    return FolderReader(images, None, max_pixels=max_pixels)
 
 
 def missing_folder(path: Path) -> DataError:
@@ -140,7 +166,7 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _read_classes(root: Path) -> tuple[tuple[str, ...], FolderReader]:
+def _read_classes(root: Path, max_pixels: int) -> tuple[tuple[str, ...], FolderReader]:
     """Names of the classes, and a reader of their images, class after class."""
     folders = subfolders(root)
     if len(folders) < 2:
@@ -160,7 +186,8 @@ def _read_classes(root: Path) -> tuple[tuple[str, ...], FolderReader]:
             )
         paths += images
         labels += [label] * len(images)
-    return tuple(folder.name for folder in folders), FolderReader(paths, labels)
+    reader = FolderReader(paths, labels, max_pixels=max_pixels)
+    return tuple(folder.name for folder in folders), reader
 
 
 def _images(folder: Path) -> list[Path]:
@@ -174,18 +201,54 @@ def _images(folder: Path) -> list[Path]:
     )
 
 
-def _read_rgb(path: Path) -> Image.Image:
-    """Read an image the right way up, as 8-bit RGB."""
+def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image the right way up, as 8-bit RGB.
+
+    Args:
+        path: Its file.
+        max_pixels: An image whose header announces more is not decoded. Pillow's own limit is
+            raised to it, since cutting a view out of a large image meets it too.
+
+    Raises:
+        DataError: If that fails for any reason.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16"):
-                # Pillow would clip 16-bit grey at 255, which turns most of it white.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")  # going straight to RGB makes Pillow warn
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for bad files
+        with warnings.catch_warnings():
+            # Said in our own words below, and no warning would come out of a worker process.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            file = Image.open(path)
+        with file:
+            _require_harmless(file, max_pixels)
+            return _as_rgb(ImageOps.exif_transpose(file))
+    except MemoryError:
+        raise
+    except Exception as error:  # for bad files decoders raise almost anything
+        reason = first_line(error)
+        if isinstance(error, Image.DecompressionBombError):
+            reason += f" (data.max_pixels = {max_pixels})"
         raise DataError(
-            f"{path} cannot be read as an image: {error}", "mend or remove the file"
+            f"{path} cannot be read as an image: {reason}", "mend or remove the file"
         ) from None
+
+
+def _require_harmless(file: Image.Image, max_pixels: int) -> None:
+    """Refuse, by its header, what would start a program or fill the memory."""
+    if file.format not in _FORMATS:
+        raise ValueError(f"{file.format} is no format of images that is read here")
+    if file.width * file.height > max_pixels:
+        raise ValueError(
+            f"it has {file.width} x {file.height} pixels, more than data.max_pixels = {max_pixels}"
+        )
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+        raise ValueError("some of its pixels are no finite numbers")
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit grey at 255, which turns most of it white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # going straight to RGB makes Pillow warn
+    return image.convert("RGB")

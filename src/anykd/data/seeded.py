@@ -26,6 +26,8 @@ class Stream(IntEnum):
     """Which patch of a view is erased: (seed, ERASE, epoch, index)."""
     MIX = 6
     """How the images of a batch are mixed: (seed, MIX, epoch, step, rank)."""
+    STAND_IN = 7
+    """Which image takes the place of one that cannot be read: (seed, STAND_IN, epoch, index)."""
 
 
 @contextmanager

@@ -21,7 +21,11 @@ class TrainConfig(FrozenConfig):
     epochs: PositiveInt = 100
     """Passes over the training set."""
     batch_size: PositiveInt = 128
-    """Images per optimiser step, summed over all ranks."""
+    """Images per optimiser step, summed over all ranks and over ``grad_accum`` parts."""
+    grad_accum: PositiveInt = 1
+    """Parts that a step's images are run in, one after the other, before the optimiser moves: the
+    memory of a part, the gradient of the whole. Terms that compare images compare those of a part,
+    and batch norms normalise by a part."""
     optimizer: str = "adamw"
     """Any of timm's optimisers; sgd has Nesterov momentum."""
     peak_lr: PositiveFloat = 1e-3
@@ -52,13 +56,31 @@ class TrainConfig(FrozenConfig):
     """Keep an average of the student's weights, which is then what is evaluated and saved."""
     ema_warmup: bool = True
     """Let the average follow fast at first: decay at most 1 - (1 + steps) ** (-2/3)."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Of matrix products and convolutions; auto is bf16 where that is faster: GPUs since
-    Ampere, processors with AMX."""
+    Ampere, processors with AMX. fp16 scales the loss, so that small gradients survive."""
     channels_last: bool = True
     """Keep images and convolutions in channels-last layout."""
+    compile: bool = False
+    """Let torch.compile make one program of student, teacher and method; it needs a C++ compiler on
+    processors, and its first steps take minutes."""
+    grad_checkpointing: bool = False
+    """Keep no activations inside the student's blocks, and compute them again in the backward pass:
+    less memory, about a third more time, the same numbers."""
+    fsdp: bool = False
+    """Shard the student's weights, gradients and optimiser state over the ranks (FSDP2), instead of
+    keeping all of them on each."""
+    sync_bn: bool = False
+    """Let batch norms in training normalise by the images of all ranks; on GPUs alone."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute: auto takes this rank's GPU where there is one, otherwise the processor."""
     log_every: PositiveInt = 50
     """Optimiser steps between two lines of the metrics."""
+    checkpoint_every: PositiveInt | None = None
+    """Optimiser steps between two checkpoints within an epoch; there is always one at its end."""
+    max_bad_steps: PositiveInt = 10
+    """Steps in a row without a finite loss and gradient after which the run stops; each is skipped
+    and counted."""
     eval_every: PositiveInt = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
 

@@ -7,6 +7,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from anykd.distributed import world_size
 from anykd.errors import RecipeError, nearest
 
 from .config import TrainConfig
@@ -24,20 +25,28 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
         config: Optimiser, weight decay and momentum.
 
     Raises:
-        RecipeError: If timm has no such optimiser.
+        RecipeError: If timm has no such optimiser, or it needs second derivatives.
     """
     known = [str(name) for name in list_optimizers()]
     if config.optimizer not in known:
         raise RecipeError(
             f"no optimiser is called {config.optimizer!r}", hint=nearest(config.optimizer, known)
         )
-    return create_optimizer_v2(
+    # timm's sgd is Nesterov's, which needs a momentum; "momentum" is the plain one.
+    plain = config.optimizer == "sgd" and config.momentum == 0
+    optimizer = create_optimizer_v2(
         module,
-        opt=config.optimizer,
+        opt="momentum" if plain else config.optimizer,
         lr=config.peak_lr,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
     )
+    if getattr(optimizer, "is_second_order", False):
+        raise RecipeError(
+            f"{config.optimizer} needs second derivatives, which are not computed",
+            hint="choose another train.optimizer, such as adamw",
+        )
+    return optimizer
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
@@ -67,4 +76,6 @@ def build_ema(model: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
     """Make the average of a model's weights, where the recipe asks for one; it copies the model."""
     if config.ema_decay is None:
         return None
-    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
+    # Sharded weights and plain buffers side by side are refused by functions on lists.
+    foreach = not (config.fsdp and world_size() > 1)
+    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, foreach=foreach)

@@ -1,36 +1,67 @@
 """The loop: it trains any module that turns a `Batch` into a `StepOutput`."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from timm.utils import ModelEmaV3, distribute_bn
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 
-from anykd.distributed import rank, world_size
-from anykd.errors import DataError, RecipeError
-from anykd.types import Batch, StepOutput
+from anykd.distributed import world_size
+from anykd.errors import CheckpointError, DataError, RecipeError
+from anykd.models.sharding import filled, outline, shard
+from anykd.types import Batch
 
+from .checkpoint import Checkpoint
 from .config import TrainConfig
+from .memory import out_of_memory_in_words
 from .optim import build_ema, build_optimizer, learning_rate
+from .optimizer_state import pack_optimizer, unpack_optimizer
+from .parallel import Parallel, keep_apart
 from .precision import autocast, choose_dtype
+from .scaling import LossScale
+from .step import BadStep, Step, Stepper
 
-__all__ = ["Listener", "TrainLoader", "Trainer", "train_epoch"]
+__all__ = ["BadStepsError", "Listener", "TrainLoader", "Trainer"]
 
 
 @runtime_checkable
 class TrainLoader(Protocol):
-    """Where batches come from: any object with these two."""
+    """Where batches come from: any object with these."""
 
     steps_per_epoch: int
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """Yield this rank's batches of an epoch, counted from 0."""
+    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
+        """Yield this rank's batches of an epoch, counted from 0, without the first ``skip``."""
         ...
+
+    def is_even(self, step: int) -> bool:
+        """Whether all ranks have equally many images in a step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values that go into checkpoints."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        ...
+
+
+class BadStepsError(DataError):
+    """Too many steps in a row had no finite loss and gradient.
+
+    Attributes:
+        record: Plain values for a look: the position, the terms, the images.
+    """
+
+    def __init__(self, message: str, hint: str, record: dict[str, Any]) -> None:
+        super().__init__(message, hint)
+        self.record = record
 
 
 @dataclass
@@ -40,47 +71,23 @@ class Listener:
     Attributes:
         step: Called with (epoch, step) after every optimiser step.
         log: Called with the values of every logged step.
-        epoch: Called with the trainer after every epoch, that is with ``epochs_done`` counted up.
+        warn: Called with a line that a person should see.
+        checkpoint: Called with the trainer every ``checkpoint_every`` steps within an epoch, and
+            before it stops because it was asked to.
+        score: Called with the trainer when the steps of an epoch are done.
+        epoch: Called with the trainer after that, that is with ``epochs_done`` counted up.
+        stop: Asked after every step whether to stop there.
+        stopped: Called instead of going on; it raises.
     """
 
     step: Callable[[int, int], None] = field(default=lambda epoch, step: None)
     log: Callable[[dict[str, Any]], None] = field(default=lambda values: None)
+    warn: Callable[[str], None] = field(default=lambda line: None)
+    checkpoint: Callable[["Trainer"], None] = field(default=lambda trainer: None)
+    score: Callable[["Trainer"], None] = field(default=lambda trainer: None)
     epoch: Callable[["Trainer"], None] = field(default=lambda trainer: None)
-
-
-def train_epoch(
-    module: nn.Module,
-    batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    *,
-    set_lr: Callable[[int], float],
-    precision: Callable[[], Any],
-    after_step: Callable[[int, float, StepOutput], None],
-    clip_grad: float | None = None,
-) -> None:
-    """Take one optimiser step per batch.
-
-    Args:
-        module: The method, possibly inside DistributedDataParallel.
-        batches: This rank's share of the epoch, already on the device.
-        optimizer: Holds every trainable parameter of ``module``.
-        set_lr: Writes the learning rate of the coming step and returns it.
-        precision: Gives the context of the forward pass.
-        after_step: Called with the step, its learning rate and what the method returned.
-        clip_grad: Largest norm of the whole gradient; None leaves it.
-    """
-    module.train()
-    for step, batch in enumerate(batches):
-        lr = set_lr(step)
-        with precision():
-            output: StepOutput = module(batch)
-            loss = output.loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if clip_grad is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), clip_grad)
-        optimizer.step()
-        after_step(step, lr, output)
+    stop: Callable[[], bool] = field(default=lambda: False)
+    stopped: Callable[[], None] = field(default=lambda: None)
 
 
 class Trainer:
@@ -93,10 +100,12 @@ class Trainer:
         loader: Where batches come from.
         config: The ``[train]`` table.
         device: Where to compute.
-        seed: Of dropout and stochastic depth.
+        seed: Of all that the module draws at random.
 
     Attributes:
         epochs_done: Epochs trained so far.
+        steps_done: Optimiser steps of the present epoch.
+        bad_steps: Steps that were skipped because the loss or a gradient was not finite.
         ema: The average of the weights, or None.
     """
 
@@ -113,86 +122,197 @@ class Trainer:
         self.config, self.loader, self.device, self.seed = config, loader, device, seed
         self.module, self.averaged = module, averaged
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        module.to(device).to(memory_format=self.layout)
+        # Convolutions alone: DDP is slow with other weights whose gradients have another layout.
+        nn.utils.convert_conv2d_weight_memory_format(module.to(device), self.layout)
         self.dtype = choose_dtype(config.precision, device)
-        self.optimizer = build_optimizer(module, config)
         self.ema: ModelEmaV3 | None = build_ema(averaged, config)
-        self.parallel = _parallel(module) if world_size() > 1 else module
-        self.epochs_done = 0
+        # What is sharded can be neither copied nor saved as it is.
+        shards = config.fsdp and world_size() > 1
+        self._outline = outline(averaged) if shards else None
+        self.parallel = Parallel(
+            module, averaged, fsdp=config.fsdp, sync_bn=config.sync_bn, compile=config.compile
+        )
+        if shards and self.ema is not None:
+            shard(self.ema.module)
+        self.optimizer = build_optimizer(module, config)
+        keep_apart(self.optimizer)
+        self.scale = LossScale.for_precision(config.precision)
+        self.stepper = Stepper(
+            self.parallel,
+            module,
+            self.optimizer,
+            precision=partial(autocast, device, self.dtype),
+            scale=self.scale,
+            grad_accum=config.grad_accum,
+            clip_grad=config.clip_grad,
+        )
+        self.epochs_done, self.steps_done = 0, 0
+        self.bad_steps, self.bad_in_a_row = 0, 0
+
+    def kept(self) -> nn.Module:
+        """What is to be saved: ``averaged``, or its average, whole on each rank. A collective."""
+        kept = self.averaged if self.ema is None else self.ema.module
+        return kept if self._outline is None else filled(self._outline, kept)
+
+    @property
+    def all_steps_done(self) -> int:
+        """Optimiser steps since the beginning, skipped ones included."""
+        return self.epochs_done * self.loader.steps_per_epoch + self.steps_done
 
     def fit(self, listener: Listener) -> None:
-        """Train until the last epoch."""
+        """Train until the last epoch, from wherever it stands.
+
+        Raises:
+            BadStepsError: If ``max_bad_steps`` steps in a row had to be skipped.
+            RecipeError: If the memory of the device does not suffice, or a batch norm has a single
+                value to normalise.
+        """
         while self.epochs_done < self.config.epochs:
-            self._train_epoch(listener)
-            self._agree_on_batch_statistics()
-            self.epochs_done += 1
+            if self.steps_done < self.loader.steps_per_epoch:
+                with _batch_norm_needs_two(), out_of_memory_in_words(self.config, world_size()):
+                    self._train_epoch(listener)
+            listener.score(self)
+            self.epochs_done, self.steps_done = self.epochs_done + 1, 0
             listener.epoch(self)
 
-    def _agree_on_batch_statistics(self) -> None:
-        """Average the running statistics of batch norms, which each rank has of its own share."""
-        if world_size() > 1:
-            distribute_bn(self.module, world_size(), reduce=True)
-            if self.ema is not None:
-                distribute_bn(self.ema.module, world_size(), reduce=True)
-
     def _train_epoch(self, listener: Listener) -> None:
-        epoch, steps = self.epochs_done, self.loader.steps_per_epoch
-        torch.manual_seed(_mixed(self.seed, epoch, rank()))
-        clock = time.perf_counter()
-
-        def set_lr(step: int) -> float:
-            within = step / steps if self.config.lr_update == "step" else 0.0
-            lr = learning_rate(self.config, epoch + within)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
-            return lr
-
-        def after_step(step: int, lr: float, output: StepOutput) -> None:
-            nonlocal clock
-            if self.ema is not None:
-                self.ema.update(self.averaged, step=epoch * steps + step + 1)
+        epoch, steps, every = self.epochs_done, self.loader.steps_per_epoch, self.config.log_every
+        self.module.train()
+        clock, since = time.perf_counter(), 0
+        first = self.steps_done
+        for step, batch in enumerate(self.loader.batches(epoch, skip=first), start=first):
+            lr = self._set_lr(epoch, step)
+            taken = self.stepper.take(
+                batch.to(self.device, memory_format=self.layout),
+                key=(self.seed, epoch, step),
+                even=self.loader.is_even(step),
+                stop=listener.stop,
+            )
+            self.steps_done, since = step + 1, since + 1
+            if taken.bad is not None:
+                self._skipped(taken.bad, epoch, step, listener)
+            elif not taken.overflowed:
+                self.bad_in_a_row = 0
+                if self.ema is not None:
+                    self.ema.update(self.averaged, step=self.all_steps_done)
             listener.step(epoch, step)
-            if step % self.config.log_every and step != steps - 1:
-                return
-            now = time.perf_counter()
-            logged = 1 if step == 0 else (step - 1) % self.config.log_every + 1
-            values = _values(output)
-            listener.log(
-                {"event": "step", "epoch": epoch, "step": step, "lr": lr}
-                | values
-                | {"images_per_second": round(self.config.batch_size * logged / (now - clock), 1)}
-            )
-            _require_finite(values, epoch, step)
-            clock = now
+            if step % every == 0 or step == steps - 1:
+                now = time.perf_counter()
+                speed = self.config.batch_size * since / (now - clock)
+                listener.log(
+                    {"event": "step", "epoch": epoch, "step": step, "lr": lr}
+                    | taken.total()
+                    | self._about(taken)
+                    | {"images_per_second": round(speed, 1)}
+                )
+                clock, since = now, 0
+            if taken.stop:
+                listener.checkpoint(self)
+                listener.stopped()
+            elif self._is_due(step):
+                listener.checkpoint(self)
+        assert self.steps_done == steps, "the loader gave fewer batches than it promised"
 
-        batches = self.loader.batches(epoch)
-        with _batch_norm_needs_two():
-            train_epoch(
-                self.parallel,
-                (batch.to(self.device, memory_format=self.layout) for batch in batches),
-                self.optimizer,
-                set_lr=set_lr,
-                precision=lambda: autocast(self.device, self.dtype),
-                after_step=after_step,
-                clip_grad=self.config.clip_grad,
-            )
+    def _is_due(self, step: int) -> bool:
+        every = self.config.checkpoint_every
+        last = step == self.loader.steps_per_epoch - 1  # the epoch's own checkpoint follows
+        return every is not None and not last and self.all_steps_done % every == 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that changes while training, to go on from later."""
-        return {
-            "epochs_done": self.epochs_done,
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-        }
+    def _set_lr(self, epoch: int, step: int) -> float:
+        by_step = self.config.lr_update == "step"
+        lr = learning_rate(
+            self.config, epoch + (step / self.loader.steps_per_epoch if by_step else 0.0)
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        return lr
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        self.epochs_done = state["epochs_done"]
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def _about(self, taken: Step) -> dict[str, float]:
+        """What to log of a step beside its terms."""
+        scale = {"loss_scale": self.scale.value} if self.scale.enabled else {}
+        return {"grad_norm": taken.grad_norm, "bad_steps": self.bad_steps} | scale
+
+    def _skipped(self, bad: BadStep, epoch: int, step: int, listener: Listener) -> None:
+        """Count a step without finite loss or gradient, and stop after too many in a row."""
+        self.bad_steps += 1
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row == 1:
+            listener.warn(f"epoch {epoch + 1}, step {step + 1} was skipped: {bad.named}")
+        if self.bad_in_a_row < self.config.max_bad_steps:
+            return
+        raise BadStepsError(
+            f"{self.bad_in_a_row} steps in a row had no finite loss and gradient; in epoch "
+            f"{epoch + 1}, step {step + 1} {bad.named}",
+            hint="lower train.peak_lr, set train.clip_grad = 5, or train.precision = 'float32'",
+            record={
+                "epoch": epoch,
+                "step": step,
+                "terms": [{name: repr(value) for name, value in t.items()} for t in bad.terms],
+                "parameters": bad.parameters,
+                "indices": bad.indices,
+                "bad_steps": self.bad_steps,
+                "loss_scale": self.scale.value,
+            },
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that changes while training: the tensors, and plain values."""
+        tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
+            averages = self.ema.module.state_dict()
+            tensors |= {f"ema.{name}": value for name, value in averages.items()}
+        plain = {
+            "epochs_done": self.epochs_done,
+            "steps_done": self.steps_done,
+            "steps_per_epoch": self.loader.steps_per_epoch,
+            "bad_steps": self.bad_steps,
+            "bad_in_a_row": self.bad_in_a_row,
+            "loss_scale": [self.scale.value, self.scale.good_steps],
+            "loader": self.loader.state_dict(),
+            "optimizer": pack_optimizer(self.optimizer, self.module, tensors),
+        }
+        return tensors, plain
+
+    def load(self, checkpoint: Checkpoint, plain: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            checkpoint: Holds the tensors of `state`.
+            plain: Its plain values.
+
+        Raises:
+            CheckpointError: If it is of another model.
+        """
+        tensors, _ = self.state()
+        tensors = {n: t for n, t in tensors.items() if not n.startswith("optimizer.")}
+        saved = checkpoint.shapes()
+        _require_same(checkpoint, tensors, saved)
+        restore = unpack_optimizer(self.optimizer, self.module, plain["optimizer"], saved, tensors)
+        checkpoint.read_into(tensors)
+        restore()
+        self.epochs_done, self.steps_done = plain["epochs_done"], plain["steps_done"]
+        self.bad_steps, self.bad_in_a_row = plain["bad_steps"], plain["bad_in_a_row"]
+        self.scale.value, self.scale.good_steps = plain["loss_scale"]
+        self.loader.load_state_dict(plain["loader"])
+
+
+def _require_same(
+    checkpoint: Checkpoint,
+    tensors: dict[str, Tensor],
+    saved: dict[str, tuple[tuple[int, ...], torch.dtype]],
+) -> None:
+    """Refuse a checkpoint whose parameters are not those of the module at hand."""
+    mine = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    theirs = {
+        name: shape for name, (shape, _) in saved.items() if not name.startswith("optimizer.")
+    }
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            raise CheckpointError(
+                f"{checkpoint.path} is of another model: {name} is {theirs.get(name, 'not there')} "
+                f"in it, and {mine.get(name, 'not there')} here",
+                hint="resume it by --resume --out alone, or start a new run elsewhere",
+            )
 
 
 @contextmanager
@@ -207,34 +327,3 @@ def _batch_norm_needs_two() -> Iterator[None]:
             "a batch norm needs more than one value for each channel, and one image has one",
             hint="raise train.batch_size, or train at a larger image_size",
         ) from error
-
-
-def _parallel(module: nn.Module) -> DistributedDataParallel:
-    """Let the ranks average their gradients; looking for unused parameters costs time."""
-    unused = not getattr(module, "trains_logits", True)
-    return DistributedDataParallel(module, find_unused_parameters=unused)
-
-
-def _values(output: StepOutput) -> dict[str, float]:
-    """The terms and their sum as numbers. This waits for the device."""
-    with torch.no_grad():
-        stacked = torch.stack([output.loss, *output.terms.values()]).tolist()
-    return dict(zip(["loss", *output.terms], stacked, strict=True))
-
-
-def _require_finite(values: dict[str, float], epoch: int, step: int) -> None:
-    """Stop where a term is no number any more: nothing that follows would mean anything."""
-    broken = [name for name, value in values.items() if not abs(value) < float("inf")]
-    if broken:
-        raise DataError(
-            f"{', '.join(broken)} became {values[broken[0]]} in epoch {epoch}, step {step}",
-            hint="lower train.peak_lr, set train.clip_grad = 5, or train.precision = 'float32'",
-        )
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed from several numbers, none of which it resembles."""
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed * 1_000_003 + number + 1) % 2**63
-    return mixed

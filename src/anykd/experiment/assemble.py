@@ -1,7 +1,8 @@
 """The objects that a recipe describes, put together and checked before anything is written."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,6 +12,8 @@ from anykd.engine import Trainer, choose_dtype
 from anykd.errors import DataError, RecipeError
 from anykd.methods import Method, MethodTable, build_methods, no_labels
 from anykd.models import FrozenTeacher, StagedModel, create_staged, require_known
+from anykd.models.recompute import recompute_blocks
+from anykd.models.sharding import gathered
 from anykd.recipe import Recipe
 
 from .teachers import BuiltTeacher, Heads, build_teachers, compares
@@ -26,6 +29,9 @@ class Parts:
         built: The teachers, and how each comes by the data's classes.
         compared: The teachers whose class scores are compared with the student's.
         image_size: (height, width) of the images that the loaders give.
+        on_bad_image: Called once with a line for each image that cannot be read; None is silent.
+        bad_val_images: What was wrong with each held-out image that could not be read, by index;
+            it grows when models are scored.
     """
 
     recipe: Recipe
@@ -37,15 +43,29 @@ class Parts:
     compared: tuple[FrozenTeacher, ...]
     method: Method
     image_size: tuple[int, int]
+    loader: TrainLoader
     trainer: Trainer
+    on_bad_image: Callable[[str], None] | None = None
+    bad_val_images: dict[int, str] = field(default_factory=dict)
 
     @property
     def teachers(self) -> tuple[FrozenTeacher, ...]:
         """The teachers; none for a method that needs none."""
         return tuple(one.model for one in self.built)
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """Put together for a while what is sharded, so that ranks need not run it in step."""
+        average = () if self.trainer.ema is None else (self.trainer.ema.module,)
+        return gathered(self.student, *average, *(teacher.model for teacher in self.teachers))
 
-def assemble(recipe: Recipe, device: torch.device, heads: Heads | None = None) -> Parts:
+
+def assemble(
+    recipe: Recipe,
+    device: torch.device,
+    heads: Heads | None = None,
+    *,
+    on_bad_image: Callable[[str], None] | None = None,
+) -> Parts:
     """Make everything that a recipe names.
 
     Args:
@@ -53,6 +73,7 @@ def assemble(recipe: Recipe, device: torch.device, heads: Heads | None = None) -
         device: Where models go.
         heads: Where new heads of teachers come from; None leaves those that are yet to be made
             random, which shows whether all fits and what it costs.
+        on_bad_image: Called with a line for each image that cannot be read.
 
     Raises:
         AnykdError: If something cannot be had or does not fit.
@@ -69,6 +90,8 @@ def assemble(recipe: Recipe, device: torch.device, heads: Heads | None = None) -
         teacher for number, teacher in enumerate(teachers, start=1) if compares(tables, number)
     )
     student = _build_student(recipe, tables, data, compared)
+    if recipe.train.grad_checkpointing:
+        recompute_blocks(student)
     torch.manual_seed(recipe.seed)
     weights = (config.weight for config in recipe.teachers)
     # Shorter where the control arm leaves the recipe's teachers alone.
@@ -78,12 +101,15 @@ def assemble(recipe: Recipe, device: torch.device, heads: Heads | None = None) -
     elif method.needs_labels:
         raise DataError(*no_labels(method))
     image_size = _largest_size(student, *teachers)
-    loader = train_loader(recipe, data, image_size)
+    loader = train_loader(recipe, data, image_size, on_bad_image=on_bad_image)
     trainer = Trainer(method, student, loader, recipe.train, device=device, seed=recipe.seed)
-    for teacher in teachers:
+    for teacher, config in zip(teachers, recipe.teachers, strict=False):
         teacher.to(device, memory_format=trainer.layout)
+        if config.fsdp:
+            teacher.shard()
     dtype = choose_dtype(recipe.train.precision, device)
-    return Parts(recipe, device, dtype, data, student, built, compared, method, image_size, trainer)
+    models = (student, built, compared, method)
+    return Parts(recipe, device, dtype, data, *models, image_size, loader, trainer, on_bad_image)
 
 
 def _with_samples(table: MethodTable, num_samples: int) -> MethodTable:
@@ -134,8 +160,20 @@ def _largest_size(*models: StagedModel | FrozenTeacher) -> tuple[int, int]:
     return max(size[0] for size in sizes), max(size[1] for size in sizes)
 
 
-def train_loader(recipe: Recipe, data: DataSplits, image_size: tuple[int, int]) -> TrainLoader:
+def train_loader(
+    recipe: Recipe,
+    data: DataSplits,
+    image_size: tuple[int, int],
+    *,
+    on_bad_image: Callable[[str], None] | None = None,
+) -> TrainLoader:
     """Make the loader of this rank's share of the training images.
+
+    Args:
+        recipe: How they are varied and loaded.
+        data: Where they are.
+        image_size: (height, width) in pixels.
+        on_bad_image: Called with a line for each image that cannot be read.
 
     Raises:
         AnykdError: If they do not fill a batch, or the ranks cannot share it evenly.
@@ -154,14 +192,22 @@ def train_loader(recipe: Recipe, data: DataSplits, image_size: tuple[int, int]) 
         augment=recipe.augment,
         label_smoothing=recipe.train.label_smoothing,
         seed=recipe.seed,
-        workers=recipe.data.workers,
         rank=rank(),
         world_size=ranks,
+        drop_last=recipe.data.drop_last,
+        on_bad_image=on_bad_image,
+        **recipe.data.loading,
     )
 
 
 def eval_loader(
-    data: DataSplits, recipe: Recipe, image_size: tuple[int, int], crop_pct: float | None = None
+    data: DataSplits,
+    recipe: Recipe,
+    image_size: tuple[int, int],
+    crop_pct: float | None = None,
+    *,
+    known_bad: dict[int, str] | None = None,
+    on_bad_image: Callable[[str], None] | None = None,
 ) -> EvalLoader:
     """Make the loader of the held-out images, each once over all ranks.
 
@@ -170,6 +216,8 @@ def eval_loader(
         recipe: How they are cropped and loaded.
         image_size: (height, width) in pixels.
         crop_pct: Share of the short side to keep for a model of its own; None takes the recipe's.
+        known_bad: Those that could not be read before, by index; new ones are added.
+        on_bad_image: Called with a line for each new one.
     """
     augment = recipe.augment
     if crop_pct is not None:
@@ -180,7 +228,9 @@ def eval_loader(
         image_size=image_size,
         batch_size=min(recipe.train.batch_size, 256),
         augment=augment,
-        workers=recipe.data.workers,
         rank=rank(),
         world_size=world_size(),
+        known=known_bad,
+        on_bad_image=on_bad_image,
+        **recipe.data.loading,
     )

@@ -125,7 +125,8 @@ def load_recipe(
         flags: Dotted keys and their values, such as ``train.epochs``; None is not given. A list
             of names makes as many tables.
         overrides: Such as ``train.epochs=1``.
-        resume_from: A run directory, whose own recipe is taken where no file is given.
+        resume_from: A run directory, whose own recipe is taken where no file is given. One that
+            holds no run yet is begun, so that one command line does for both.
 
     Raises:
         RecipeError: If something is wrong or missing.
@@ -133,8 +134,10 @@ def load_recipe(
     """
     if path is None and resume_from is not None:
         directory = RunDir(resume_from)
-        directory.require_unfinished()
-        path = directory.recipe
+        tells_what = flags.get("student.name") and flags.get("data.source")
+        if directory.recipe.is_file() or not tells_what:
+            directory.require_unfinished()
+            path = directory.recipe
     values = read_toml(path) if path is not None else {}
     for key, value in flags.items():
         if value is not None:

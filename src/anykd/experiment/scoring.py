@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from anykd.data import AugmentConfig, DataSplits, Split, open_split
+from anykd.data import AugmentConfig, DataSplits, EvalLoader, Split, open_split
+from anykd.distributed import from_each_rank, rank
 from anykd.engine import Scores, autocast, choose_dtype, evaluate, launched
 from anykd.errors import DataError, ModelError, RecipeError
 from anykd.methods import Classifier
 from anykd.models import FrozenTeacher, StagedModel, require_known
 from anykd.models.classes import class_names_of
+from anykd.progress import Progress
 from anykd.recipe import Recipe, apply_overrides, read_toml
 from anykd.rundir import RunDir
 from anykd.types import Batch
@@ -64,13 +66,27 @@ def _score(
     image_size: tuple[int, int],
     crop_pct: float | None = None,
 ) -> Scores:
-    if parts.data.val.labels is not None:
-        batches = eval_loader(parts.data, parts.recipe, image_size, crop_pct)
-    else:
-        # One loader for both models, so that they see the same images.
-        plain = eval_loader(parts.data, parts.recipe, parts.image_size, crop_pct)
-        batches = _labelled_by(parts, plain)
-    return evaluate(classify, batches, device=parts.device, dtype=parts.dtype)
+    labelled = parts.data.val.labels is not None
+    loader = eval_loader(
+        parts.data,
+        parts.recipe,
+        # Without labels one loader for both models, so that they see the same images.
+        image_size if labelled else parts.image_size,
+        crop_pct,
+        known_bad=parts.bad_val_images,
+        on_bad_image=parts.on_bad_image,
+    )
+    batches = loader if labelled else _labelled_by(parts, loader)
+    with parts.gathered():  # ranks may have different numbers of batches
+        scores = evaluate(classify, batches, device=parts.device, dtype=parts.dtype)
+    _exchange_bad_images(loader)
+    return scores
+
+
+def _exchange_bad_images(loader: EvalLoader) -> None:
+    """Let all ranks know what each of them could not read, and stop alike where it is too much."""
+    for found in from_each_rank(loader.bad_images):
+        loader.add_bad_images(found)
 
 
 def _labelled_by(parts: Parts, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -196,10 +212,13 @@ def evaluate_model(
             told = values.get("augment", {})
             augment = AugmentConfig(**own | told)
             recipe = recipe.model_copy(update={"augment": augment})
-        loader = eval_loader(splits, recipe, model.image_size, crop_pct)
+        progress = Progress(visible=rank() == 0)
+        loader = eval_loader(splits, recipe, model.image_size, crop_pct, on_bad_image=progress.say)
         dtype = choose_dtype(recipe.train.precision, device)
         model.to(device)
-        return evaluate(partial(_logits, model), loader, device=device, dtype=dtype)
+        scores = evaluate(partial(_logits, model), loader, device=device, dtype=dtype)
+        _exchange_bad_images(loader)
+        return scores
 
 
 def _load(recipe: Recipe, splits: DataSplits) -> FrozenTeacher:

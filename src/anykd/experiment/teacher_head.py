@@ -113,13 +113,17 @@ def fit_head(
         image_size=teacher.image_size,
         batch_size=min(recipe.train.batch_size, 256),
         augment=recipe.augment.model_copy(update=update),
-        workers=recipe.data.workers,
+        **recipe.data.loading,
     )
-    vectors = []
+    vectors: list[Tensor] = []
+    seen: list[int] = []
     for batch in loader:
         with autocast(device, dtype):
             vectors.append(teacher(batch.images.to(device)).pooled.float().cpu())
-    return fit_linear(torch.cat(vectors), chosen, num_classes=data.num_classes, seed=recipe.seed)
+        assert batch.indices is not None
+        seen += [chosen[index] for index in batch.indices.tolist()]
+    _require_every_class(seen, labels, data, max_samples)  # those that can be read
+    return fit_linear(torch.cat(vectors), seen, num_classes=data.num_classes, seed=recipe.seed)
 
 
 def fit_linear(

@@ -220,8 +220,11 @@ class CRD(Method):
             (self.student_memory, everyone.student),
             (self.teacher_memory, everyone.teacher),
         ):
-            moved = share * memory[everyone.indices] + (1 - share) * new
-            memory[everyone.indices] = F.normalize(moved)
+            old = memory[everyone.indices]
+            moved = F.normalize(share * old + (1 - share) * new)
+            # A step that is not finite is skipped, but its memory would stay.
+            fine = moved.isfinite().all(dim=1, keepdim=True)
+            memory[everyone.indices] = torch.where(fine, moved, old)
 
 
 def _unit(vectors: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:

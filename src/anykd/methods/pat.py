@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from anykd.distributed import sum_over_ranks, world_size
+from anykd.distributed import sum_over_ranks
 from anykd.losses import kd_loss, pyramid_loss
 from anykd.models import FrozenTeacher, StagedModel
 from anykd.models.branches import initialise
@@ -202,8 +202,9 @@ class PAT(Method):
         previous = memory.clone()  # the graph keeps what it saw
         if self.training:
             exact = torch.promote_types(error.dtype, memory.dtype)
-            mean = error.detach().mean(dim=0, dtype=exact)
-            memory.copy_(sum_over_ranks(mean) / world_size())
+            images = torch.tensor(len(error), device=error.device)
+            total = sum_over_ranks(error.detach().sum(dim=0, dtype=exact))
+            memory.copy_(total / sum_over_ranks(images))
         return previous.expand_as(target)
 
     def _guard(

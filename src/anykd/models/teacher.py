@@ -11,6 +11,7 @@ from torch import Tensor
 from anykd.errors import ModelError
 from anykd.types import Features
 
+from .sharding import shard
 from .staged import StagedModel
 from .views import Views
 
@@ -95,6 +96,10 @@ class FrozenTeacher:
         if memory_format is not None:
             self._model.to(memory_format=memory_format)
         return self
+
+    def shard(self) -> None:
+        """Leave each rank a part of the weights; see `anykd.models.sharding`. Move it before."""
+        shard(self._model)
 
 
 def _require_indices(classes: tuple[int, ...], model: StagedModel) -> None:

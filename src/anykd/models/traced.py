@@ -7,8 +7,9 @@ and entered again. Levels, head and tail are segments of the graph between cuts,
 that reads the model's own modules: nothing is copied, and parameters keep their names.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,8 @@ class TracedBackbone(nn.Module):
         model: The classifier.
         pretrained_cfg: As given.
         classifiers: Path of its last layer, which scores the classes or stands where that was.
+        run_piece: Called with the modules that a part of the model runs, a function, and the
+            function's arguments, which it calls it with.
 
     Raises:
         ModelError: If the classifier cannot be traced, or does not fall into four levels or more.
@@ -59,6 +62,7 @@ class TracedBackbone(nn.Module):
         super().__init__()
         self.model = model
         self.pretrained_cfg = dict(pretrained_cfg or {})
+        self.run_piece: Callable[..., Tensor] = _run_once
         with evaluating(model):
             graph = _trace(model)
             self._when_evaluating = _take_apart(model, image_size, graph)
@@ -79,9 +83,17 @@ class TracedBackbone(nn.Module):
     def forward_stages(self, x: Tensor) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor]:
         """Run the model up to its pooling and keep every level; see `Backbone`."""
         segments = self._segments
-        *values, final = segments.stages(self.model, x)
-        levels = zip(segments.levels, values, strict=True)
-        return [level.to_map(value) for level, value in levels], final
+        values = self._run(segments.pieces, x)
+        levels = zip(segments.levels, segments.ends, strict=True)
+        return [level.to_map(values[end]) for level, end in levels], values[-1]
+
+    def _run(self, pieces: Sequence["_Piece"], value: Tensor) -> list[Tensor]:
+        """What each piece makes of what the one before it made; first, what there was."""
+        values = [value]
+        for piece in pieces:
+            modules = [self.model.get_submodule(path) for path in piece.paths]
+            values.append(self.run_piece(modules, piece, self.model, values[-1]))
+        return values
 
     def forward_head(self, final: Tensor, pre_logits: bool = False) -> Tensor:
         """Compute the logits, or the pooled vector that the classifier reads; see `Backbone`."""
@@ -95,19 +107,43 @@ class TracedBackbone(nn.Module):
         """Run stage 4 on from a stage-3 map; see `Backbone`."""
         segments = self._segments
         value = segments.levels[segments.third].from_map(stage3_map, prefix)
-        return segments.tail(self.model, value)
+        return self._run(segments.pieces[segments.ends[segments.third] :], value)[-1]
+
+
+def _run_once(modules: Sequence[nn.Module], piece: "_Piece", *args: Any) -> Tensor:
+    return piece(*args)
 
 
 @dataclass(frozen=True)
 class _Segments:
-    """Parts of a model as functions of the model itself and of what comes in."""
+    """Parts of a model as functions of the model itself and of what comes in.
+
+    Attributes:
+        levels: The geometry of each level.
+        third: Index of the level that ends stage 3.
+        pieces: Lead from the images to the final feature, from one end of a block to the next.
+        ends: How many pieces lead to each level.
+        logits: Leads from the final feature to the logits.
+        pooled: Leads from there to the pooled vector.
+    """
 
     levels: tuple[Geometry, ...]
-    third: int  # index of the level that ends stage 3
-    stages: Callable[[nn.Module, Tensor], tuple[Tensor, ...]]
-    logits: Callable[[nn.Module, Tensor], Tensor]
-    pooled: Callable[[nn.Module, Tensor], Tensor]
-    tail: Callable[[nn.Module, Tensor], Tensor]
+    third: int
+    pieces: "tuple[_Piece, ...]"
+    ends: tuple[int, ...]
+    logits: "_Piece"
+    pooled: "_Piece"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A function (model, value) -> value, and the paths of the modules that it runs."""
+
+    function: Callable[[nn.Module, Tensor], Tensor]
+    paths: tuple[str, ...]
+
+    def __call__(self, model: nn.Module, value: Tensor) -> Tensor:
+        return self.function(model, value)
 
 
 _Found = tuple[fx.Node, Geometry]
@@ -158,7 +194,7 @@ def _take_apart(model: nn.Module, image_size: Grid, graph: fx.Graph) -> _Segment
     classifier = _find_classifier(model, graph, logits.shape[1])
     pooled = classifier.all_input_nodes[0] if classifier else output
     cuts = list(_up_to_pooling(model, _cuts(graph, pooled)))
-    found = _find_levels(model, cuts, values)
+    found, block_ends = _find_levels(model, cuts, values)
     if len(found) < 4:
         raise ModelError(
             f"{type(model).__name__} has {len(found)} levels of features, 4 are needed",
@@ -173,13 +209,15 @@ def _take_apart(model: nn.Module, image_size: Grid, graph: fx.Graph) -> _Segment
         for node in reversed(cuts)
         if (level := values.geometry(node, levels[-1])) and level.grid == levels[-1].grid
     )
+    stops = dict.fromkeys([*block_ends, *(node for node, _ in found), final])
+    steps = [images_in, *(node for node in cuts[: cuts.index(final) + 1] if node in stops)]
     return _Segments(
         levels,
         third,
-        stages=_segment(graph, images_in, [*(node for node, _ in found), final]),
+        pieces=tuple(_segment(graph, a, b) for a, b in itertools.pairwise(steps)),
+        ends=tuple(steps.index(node) for node, _ in found),
         logits=_segment(graph, final, output),
         pooled=_segment(graph, final, pooled),
-        tail=_segment(graph, found[third][0], final),
     )
 
 
@@ -278,10 +316,13 @@ def _is_a(node: fx.Node, model: nn.Module, *modules: type[nn.Module]) -> bool:
     return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), modules)
 
 
-def _find_levels(model: nn.Module, cuts: list[fx.Node], values: _Values) -> list[_Found]:
+def _find_levels(
+    model: nn.Module, cuts: list[fx.Node], values: _Values
+) -> tuple[list[_Found], list[fx.Node]]:
     """Four levels or more, if there are any: each resolution's last, else those of the blocks.
 
-    The last value of a resolution may lie inside the block that shrinks it, behind a first layer
+    Beside them stand the ends of the blocks among which they were found, if it was among such. The
+    last value of a resolution may lie inside the block that shrinks it, behind a first layer
     that widens; so values at the end of a block are preferred, of the outermost first.
     """
     found: list[_Found] = []
@@ -293,17 +334,17 @@ def _find_levels(model: nn.Module, cuts: list[fx.Node], values: _Values) -> list
             if not _is_one_of(node, model, _PASSIVE_MODULES, _PASSIVE_CALLS):
                 found.append((node, level))
     if not found:
-        return []
+        return [], []
     by_depth = [_block_ends(found, model, depth) for depth in range(3)]
     for ends in (*by_depth, found):
         levels = _each_resolution(ends)
         if len(levels) >= 4:
-            return levels
+            return levels, [] if ends is found else [node for node, _ in ends]
     for ends in by_depth:
         levels = [end for end in ends if end[1] == found[-1][1] and _blocks(end[0], model)]
         if len(levels) >= 4:
-            return levels
-    return _each_resolution(found)
+            return levels, [node for node, _ in ends]
+    return _each_resolution(found), []
 
 
 def _each_resolution(ends: list[_Found]) -> list[_Found]:
@@ -344,21 +385,20 @@ def _blocks(node: fx.Node, model: nn.Module) -> list[str]:
     ]
 
 
-def _segment(graph: fx.Graph, start: fx.Node, end: fx.Node | list[fx.Node]) -> Callable[..., Any]:
-    """Make a function (model, value of ``start``) -> the value, or values, of ``end``."""
-    ends = end if isinstance(end, list) else [end]
-    needed = _before(ends, start)
+def _segment(graph: fx.Graph, start: fx.Node, end: fx.Node) -> _Piece:
+    """Make a function (model, value of ``start``) -> the value of ``end``."""
+    needed = _before([end], start)
     part = fx.Graph()
     copies = {start: part.placeholder("value")}
     for node in graph.nodes:
         if node in needed:
             copies[node] = part.node_copy(node, lambda source: copies[source])
-    results = tuple(copies[node] for node in ends)
-    part.output(results if isinstance(end, list) else results[0])
+    part.output(copies[end])
     code = part.python_code("self")  # `self` is the model: it is read when the code runs
     scope = dict(code.globals)
-    exec(compile(code.src, f"<{start.name} to {ends[-1].name}>", "exec"), scope)
-    return scope["forward"]
+    exec(compile(code.src, f"<{start.name} to {end.name}>", "exec"), scope)
+    paths = dict.fromkeys(str(node.target) for node in part.nodes if node.op == "call_module")
+    return _Piece(scope["forward"], tuple(paths))
 
 
 def drop_classifier(model: nn.Module) -> None:

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from anykd.engine import StopSignals
 from anykd.experiment import load_recipe
 from anykd.experiment.assemble import Parts, assemble
 from anykd.experiment.plan.cache import cache_size
 from anykd.experiment.plan.cost import measure_cost
 from anykd.experiment.plan.memory import bytes_of, kept_for_backward, optimizer_bytes
-from anykd.experiment.run import _Run
+from anykd.experiment.running import Running
 from anykd.methods import METHODS
+from anykd.progress import Progress
 from anykd.rundir import RunDir
 from tests.experiment.results import assert_same_run
 from tests.experiment.runs import CNN, DATA, train_vit
@@ -81,7 +83,9 @@ class TestNoTrace:
             parts = parts_of(teacher, "augment.preset=vit", method=method)
             if name == "measured":
                 measure_cost(parts, steps=2)
-            _Run(parts, RunDir(tmp_path / name)).start(force=False, brief=True)
+            Running(parts, RunDir(tmp_path / name), StopSignals(), Progress(visible=False)).start(
+                force=False, brief=True
+            )
         assert_same_run(tmp_path / "measured", tmp_path / "plain")
 
 
@@ -94,6 +98,16 @@ class TestCost:
         assert cost.images_per_second == pytest.approx(16 / cost.seconds_per_step)
         assert 0 < cost.teacher_share < 1
         assert cost.memory_bytes > 0
+
+    def test_in_parts_takes_the_memory_of_one_and_the_time_of_all(self, teacher):
+        whole, parts = (
+            measure_cost(parts_of(teacher, f"train.grad_accum={n}", "train.batch_size=64"), steps=2)
+            for n in (1, 8)
+        )
+        assert (whole.measured_batch_size, parts.measured_batch_size) == (64, 8)
+        assert parts.batch_size == 64
+        assert parts.memory_bytes < whole.memory_bytes
+        assert parts.seconds_per_step > 0.5 * whole.seconds_per_step
 
     def test_of_a_run_is_that_of_its_epochs(self, teacher):
         cost = measure_cost(parts_of(teacher), steps=2)

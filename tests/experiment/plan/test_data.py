@@ -48,15 +48,35 @@ def look(folder: Path, part: str):
     return look_at(getattr(open_data(DataConfig(source=str(folder))), part), 100)
 
 
+def unreadable(folder: Path, **config):
+    options = DataConfig.model_validate({"source": str(folder)} | config)
+    return list(unreadable_images(look(folder, "train"), look(folder, "val"), options))
+
+
 class TestUnreadableFiles:
     def test_are_told_with_the_first_of_them(self, folder):
-        assert not list(unreadable_images(look(folder, "train"), look(folder, "val")))
+        assert not unreadable(folder)
         broken = folder / "train" / "cat" / "0.png"
         broken.write_bytes(broken.read_bytes()[:60])
-        (finding,) = unreadable_images(look(folder, "train"), look(folder, "val"))
+        (finding,) = unreadable(folder)
         assert (finding.severity, finding.code) == ("error", "unreadable-images")
         assert finding.message.startswith("1 of 12 images that were tried")
         assert "0.png" in finding.message
+
+    @pytest.mark.parametrize("part", ["train", "val"])
+    def test_are_an_error_where_training_stops_at_them(self, folder, part):
+        """One of the six images of a part."""
+        next((folder / part / "cat").iterdir()).write_text("no image")
+        told = [
+            *(unreadable(folder, max_bad_fraction=fraction) for fraction in (0.16, 0.17)),
+            unreadable(folder, max_bad_fraction=0.5, bad_images="drop"),
+            unreadable(folder, max_bad_fraction=0.5, bad_images="stop"),
+        ]
+        assert [finding.severity for (finding,) in told] == ["error", "warning", "warning", "error"]
+        remedies = [finding.remedy for (finding,) in told]
+        assert "raise data.max_bad_fraction, which is 0.16" in remedies[0]
+        assert "go on without them" in remedies[1]
+        assert "set data.bad_images = 'replace'" in remedies[3]
 
     def test_are_left_out_of_the_sample(self, folder):
         (folder / "train" / "cat" / "0.png").write_text("no image")

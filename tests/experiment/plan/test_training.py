@@ -1,8 +1,10 @@
 """Findings about the method and the settings of training."""
 
 import pytest
+from torch import nn
 
 from anykd.engine import TrainConfig
+from anykd.engine.optim import build_ema
 from anykd.experiment.plan.findings.training import (
     rising_learning_rate,
     slow_average,
@@ -14,19 +16,33 @@ from tests.methods.small import build_small, small_pair
 
 
 class TestAverage:
-    def test_that_hardly_leaves_the_first_weights_is_told(self):
-        slow = TrainConfig(ema_decay=0.99996, ema_warmup=False)
-        (finding,) = slow_average(slow, num_steps=100)
+    @pytest.mark.parametrize("warm_up", [False, True])
+    @pytest.mark.parametrize("num_steps", [20, 41])
+    def test_that_lags_behind_is_told_by_how_much(self, warm_up, num_steps):
+        config = TrainConfig(ema_decay=0.99, ema_warmup=warm_up)
+        (finding,) = slow_average(config, num_steps=num_steps)
         assert (finding.severity, finding.code) == ("warning", "slow-average")
-        assert "leaves 100% of the first weights" in finding.message
-        assert "ema_warmup = true" in finding.remedy
-        assert not list(slow_average(slow, num_steps=200_000))
+        assert ("ema_warmup = true" in finding.remedy) == (not warm_up)
+        # A weight that is 1 in the first half of the run, and 0 in the second.
+        weight = nn.Linear(1, 1)
+        average = build_ema(weight, config)
+        assert average is not None
+        for step in range(1, num_steps + 1):
+            nn.init.constant_(weight.weight, float(step <= num_steps // 2))
+            average.update(weight, step=step)
+        assert f"{average.module.weight.item():.0%} of the average" in finding.message
 
     @pytest.mark.parametrize(
-        "options", [{}, {"ema_decay": 0.99996}, {"ema_decay": 0.9, "ema_warmup": False}]
+        ("num_steps", "options"),
+        [
+            (100, {}),
+            (100, {"ema_decay": 0.99996}),
+            (100, {"ema_decay": 0.9, "ema_warmup": False}),
+            (200_000, {"ema_decay": 0.99996, "ema_warmup": False}),
+        ],
     )
-    def test_that_works_is_not_told(self, options):
-        assert not list(slow_average(TrainConfig(**options), num_steps=100))
+    def test_that_works_is_not_told(self, num_steps, options):
+        assert not list(slow_average(TrainConfig(**options), num_steps=num_steps))
 
 
 class TestBatch:

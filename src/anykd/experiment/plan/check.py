@@ -51,7 +51,7 @@ def _of_data(
     parts: Parts, models: tuple[ModelFacts, ...], train: Look, val: Look
 ) -> Iterator[Finding]:
     data = parts.data
-    yield from of_data.unreadable_images(train, val)
+    yield from of_data.unreadable_images(train, val, parts.recipe.data)
     yield from of_data.labels_out_of_range(data)
     yield from of_data.missing_classes(data)
     yield from of_data.class_imbalance(data)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from anykd.data.loaders import choose_workers
 from anykd.data.seeded import seeded
+from anykd.data.workers import choose_workers
 from anykd.experiment.assemble import Parts, train_loader
 from anykd.types import Batch
 

@@ -1,6 +1,5 @@
 """What a run does with its plan: it stops at errors, unless it is forced, and keeps the rest."""
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -31,7 +30,8 @@ def plan_first(parts: Parts, progress: Progress, *, force: bool, brief: bool) ->
     Raises:
         AnykdError: With the first of the errors.
     """
-    plan = from_first_rank(lambda: preview(parts))
+    with parts.gathered():
+        plan = from_first_rank(lambda: preview(parts))
     _show(plan, progress, brief=brief)
     stopping = [error for error in plan.errors if error.is_hopeless or not force]
     if stopping:
@@ -53,9 +53,10 @@ def plan_again(parts: Parts, directory: RunDir, progress: Progress, *, brief: bo
     """
     known: tuple[Finding, ...] = ()
     if directory.plan.is_file():
-        values = json.loads(directory.plan.read_text())["findings"]
+        values = directory.read_json(directory.plan)["findings"]
         known = tuple(Finding(**finding) for finding in values)
-    plan = from_first_rank(lambda: preview(parts, findings=known))
+    with parts.gathered():
+        plan = from_first_rank(lambda: preview(parts, findings=known))
     _show(plan, progress, brief=brief)
     return plan
 

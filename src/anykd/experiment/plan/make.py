@@ -38,7 +38,7 @@ def make_plan(recipe: Recipe, *, steps: int = 5) -> Plan:
     Raises:
         RecipeError: Under several ranks.
     """
-    with launched() as device:
+    with launched(device=recipe.train.device) as device:
         if world_size() > 1:
             raise RecipeError(
                 f"a plan is made by one process, and here are {world_size()}",

@@ -7,12 +7,11 @@ import time
 
 import torch
 
-from anykd.engine import autocast
+from anykd.engine import LossScale, Parallel, Stepper, autocast
 from anykd.engine.optim import build_optimizer
-from anykd.engine.trainer import train_epoch
 from anykd.experiment.assemble import Parts
 from anykd.methods import Method
-from anykd.types import Batch, StepOutput
+from anykd.types import Batch
 
 from .memory import bytes_of, kept_for_backward, optimizer_bytes
 
@@ -40,13 +39,26 @@ class Steps:
     def __init__(self, parts: Parts, images: Batch) -> None:
         self.parts, self.device = parts, parts.device
         self.images = images.to(self.device, memory_format=parts.trainer.layout)
-        self.full = parts.recipe.train.batch_size
+        # A step's parts follow one another: one is measured, and its memory is that of all.
+        self.parts_a_step = parts.recipe.train.grad_accum
+        self.full = max(1, parts.recipe.train.batch_size // self.parts_a_step)
         self.batch_size = self.full
         self.measured = 0
         self.before = _allocated(self.device)
         self.method = _copy(parts.method, parts)
         self.copied = _allocated(self.device) - self.before
-        self.optimizer = build_optimizer(self.method, parts.recipe.train)
+        train = parts.recipe.train
+        self.optimizer = build_optimizer(self.method, train)
+        for group in self.optimizer.param_groups:
+            group["lr"] = train.peak_lr
+        self.stepper = Stepper(
+            Parallel(self.method, self.method.student),
+            self.method,
+            self.optimizer,
+            precision=lambda: autocast(self.device, parts.dtype),
+            scale=LossScale.for_precision(train.precision),
+            clip_grad=train.clip_grad,
+        )
         self.kept: dict[int, int] = {}
         self.memory_how = ""
 
@@ -71,7 +83,7 @@ class Steps:
         affordable = int(_BUDGET / (per_image * self.batch_size))
         found = self._run(self.batch_size, max(1, min(steps, affordable)))
         self.measured = len(found)
-        return statistics.median(found) * self.full / self.batch_size
+        return statistics.median(found) * self.full / self.batch_size * self.parts_a_step
 
     def teacher_seconds(self) -> float:
         """Seconds that all teachers need for the recipe's batch."""
@@ -85,10 +97,10 @@ class Steps:
                     teacher(batch.images)
                 times.append(self._now() - begun)
             total += min(times)
-        return total * self.full / self.batch_size
+        return total * self.full / self.batch_size * self.parts_a_step
 
     def memory_bytes(self) -> int:
-        """Peak memory of a step with the recipe's batch."""
+        """Peak memory of a step of the recipe."""
         teachers = [teacher.model for teacher in self.parts.teachers]
         scale = self.full / self.batch_size
         held = optimizer_bytes(self.optimizer)
@@ -119,21 +131,11 @@ class Steps:
     def _run(self, batch_size: int, steps: int) -> list[float]:
         """Seconds of each step."""
         batch = _repeated(self.images, batch_size)
+        self.method.train()
         marks = [self._now()]
-        lr = self.parts.recipe.train.peak_lr
-
-        def mark(step: int, lr: float, output: StepOutput) -> None:
+        for number in range(steps):
+            self.stepper.take(batch, key=(self.parts.recipe.seed, number))
             marks.append(self._now())
-
-        train_epoch(
-            self.method,
-            [batch] * steps,
-            self.optimizer,
-            set_lr=lambda step: lr,
-            precision=lambda: autocast(self.device, self.parts.dtype),
-            after_step=mark,
-            clip_grad=self.parts.recipe.train.clip_grad,
-        )
         return [after - before for before, after in itertools.pairwise(marks)]
 
     def _now(self) -> float:

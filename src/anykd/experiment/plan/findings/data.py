@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from anykd.data import AugmentConfig, DataSplits
+from anykd.data import AugmentConfig, DataConfig, DataSplits
 from anykd.experiment.plan.finding import Finding
 from anykd.experiment.plan.sample import Look
 
@@ -28,18 +28,34 @@ _SMALL_OVERLAP = 0.01
 """Share of shared images that well-known data sets have by accident."""
 
 
-def unreadable_images(train: Look, val: Look) -> Iterator[Finding]:
-    """Some files of the sample cannot be read: training would stop at the first of them."""
+def unreadable_images(train: Look, val: Look, config: DataConfig) -> Iterator[Finding]:
+    """Some files of the sample cannot be read: an error where training would stop at them.
+
+    Args:
+        train: Training images.
+        val: Images to evaluate on.
+        config: What becomes of such images, and how many there may be.
+    """
     broken = train.unreadable + val.unreadable
-    if broken:
-        yield Finding(
-            "error",
-            "unreadable-images",
-            f"{len(broken)} of {len(train) + len(val)} images that were tried cannot be read: "
-            + "; ".join(broken[:_SHOWN])
-            + ("; ..." if len(broken) > _SHOWN else ""),
-            "mend or remove them: training stops at the first one that it meets",
-        )
+    if not broken:
+        return
+    limit = config.max_bad_fraction
+    stops = config.bad_images == "stop"
+    many = any(len(look.unreadable) > limit * len(look) for look in (train, val))
+    if stops:
+        remedy = "mend or remove them, or set data.bad_images = 'replace'"
+    elif many:
+        remedy = f"mend or remove them, or raise data.max_bad_fraction, which is {limit}"
+    else:
+        remedy = "mend or remove them; training and scores go on without them"
+    yield Finding(
+        "error" if stops or many else "warning",
+        "unreadable-images",
+        f"{len(broken)} of {len(train) + len(val)} images that were tried cannot be read: "
+        + "; ".join(broken[:_SHOWN])
+        + ("; ..." if len(broken) > _SHOWN else ""),
+        remedy,
+    )
 
 
 def labels_out_of_range(data: DataSplits) -> Iterator[Finding]:
