@@ -244,8 +244,12 @@ def _train(
 
 def _print_once(text: str) -> None:
     """Print a result; under torchrun on the first rank alone."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         typer.echo(text)
+
+
+def _is_first() -> bool:
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 @app.command()
@@ -334,7 +338,7 @@ def main() -> None:
     try:
         app()
     except StoppedError as stopped:
-        if os.environ.get("RANK", "0") == "0":
+        if _is_first():
             typer.echo(str(stopped), err=True)
         sys.exit(stopped.status)
     except AnykdError as error:

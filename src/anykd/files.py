@@ -121,7 +121,12 @@ def make_folder(folder: Path) -> list[Path]:
     if folder.is_dir():
         return []
     above = make_folder(folder.parent)
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if folder.is_dir():  # another process was faster
+            return above
+        raise
     sync(folder.parent)
     return [*above, folder]
 

@@ -57,6 +57,14 @@ class _ModelTable(FrozenConfig):
     weights: str | None = None
     """Take the weights of this file instead of those that belong to the name."""
 
+    @field_validator("options")
+    @classmethod
+    def _options_repeat_no_key(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key in ("name", "pretrained", "image_size", "weights"):
+            if key in options:
+                raise ValueError(f"{key} is a key of the table itself, not of its options")
+        return options
+
     @field_validator("std")
     @classmethod
     def _std_is_positive(cls, std: Channels | None) -> Channels | None:

@@ -75,7 +75,8 @@ class RunDir:
     def hold(self) -> Iterator[None]:
         """Keep the folder to this process while it looks at it and writes to it.
 
-        The folder is made where it is missing, and is gone again where nothing was put into it.
+        The folder is made where it is missing, and is gone again where nothing was put into it;
+        those above it stay.
         What a killed process left half-written is taken away.
 
         Raises:
@@ -89,14 +90,15 @@ class RunDir:
                     remove_unfinished(folder)
                 yield
         finally:
-            for folder in reversed(made):
+            # Those above it may be in use by other runs that begin now.
+            if self.path in made:
                 with suppress(OSError):  # it is not empty
-                    folder.rmdir()
+                    self.path.rmdir()
 
     @property
     def begun(self) -> bool:
         """Whether there is a checkpoint."""
-        return any(self.checkpoints.glob("step-*"))
+        return any(self.checkpoints.glob("step-[0-9]*"))
 
     @property
     def trains_teachers(self) -> bool:

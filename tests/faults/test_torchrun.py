@@ -108,3 +108,27 @@ def test_a_killed_rank_is_replaced_and_nothing_is_lost(on_two_machines, tmp_path
     # Another rank of the other run was killed, at another step.
     assert trace(run) == trace(on_two_machines)
     assert student(run) == student(on_two_machines)
+
+
+def test_a_signal_to_every_process_ends_with_one_checkpoint(tmp_path):
+    """As schedulers send it: torchrun passes it on, so each rank has it twice."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    sets = ("--set", "train.checkpoint_every=1000", "--epochs", "40")
+    arguments = torchrun("--nproc-per-node", "2", arguments=[*TRAIN, *sets, "--out", run])
+    with started(arguments, log) as agent:
+        wait_for(lambda: steps_done(run) > 12, lambda: agent.poll() is None, 120)
+        for process in (*ranks_of(agent.pid).values(), agent.pid):
+            os.kill(process, signal.SIGTERM)
+        agent.wait(60)
+    said = f"stopped by SIGTERM; continue with --resume --out {run}"
+    assert log.read_text().count(said) == 1
+    (newest,) = [path for path in checkpoints(run) if int(path.name[5:]) == steps_done(run)]
+    assert int(newest.name[5:]) > 12
+
+
+def test_a_refusal_stays_one_behind_a_restart(on_two_machines, tmp_path):
+    log = tmp_path / "log"
+    options = ("--nproc-per-node", "1", "--max-restarts", "1")
+    with started(torchrun(*options, arguments=[*TRAIN, "--out", on_two_machines]), log) as agent:
+        assert agent.wait(120) != 0
+    assert log.read_text().count(f"error: {on_two_machines} holds a finished run") == 2

@@ -6,8 +6,9 @@ from .checkpoint import save_checkpoint as save_checkpoint
 from .config import TrainConfig as TrainConfig
 from .evaluate import Scores as Scores
 from .evaluate import evaluate as evaluate
+from .launch import begun_before_restart as begun_before_restart
 from .launch import launched as launched
-from .launch import was_restarted as was_restarted
+from .launch import note_begun as note_begun
 from .parallel import Parallel as Parallel
 from .precision import autocast as autocast
 from .precision import choose_device as choose_device

@@ -12,6 +12,7 @@ or by a sharded model. Its own format pickles its index; Hugging Face's storage 
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,8 @@ __all__ = ["Checkpoint", "newest_checkpoint", "save_checkpoint"]
 FORMAT = 1
 _KEPT = 2
 """Checkpoints that are kept: the newest, and one to fall back on."""
+_NAME = re.compile(r"step-\d{8,}")
+"""Folders of other names, such as a copy that somebody keeps, are left alone."""
 _STATE, _MANIFEST = "state.json", "manifest.json"
 
 
@@ -176,7 +179,8 @@ def _what_is_wrong(path: Path) -> str | None:
 
 def _found(folder: Path) -> list[Path]:
     """Checkpoints, the newest first."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+    paths = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def _replace(place: Path, new: Path) -> None:

@@ -6,15 +6,21 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from .precision import choose_device
 
-__all__ = ["launched", "was_restarted"]
+__all__ = ["IS_RANK", "begun_before_restart", "launched", "note_begun"]
+
+IS_RANK = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+"""Whether torchrun, or who takes its place, started this process; schedulers set some of these."""
 
 _joined = itertools.count()
+_torchruns: dist.TCPStore | None = None
+"""What outlives a restart; None without torchrun."""
 _start = 1
 """Which start of the ranks this is, from 1: torchrun starts them again where one has ended."""
 
@@ -30,7 +36,7 @@ def launched(*, device: str = "auto") -> Iterator[torch.device]:
         RecipeError: If there is no such device.
     """
     found = choose_device(int(os.environ.get("LOCAL_RANK", 0)), device)
-    if "RANK" not in os.environ or dist.is_initialized():
+    if not IS_RANK or dist.is_initialized():
         yield found
         return
     if found.type == "cuda":
@@ -42,9 +48,22 @@ def launched(*, device: str = "auto") -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def was_restarted() -> bool:
-    """Whether torchrun has started these processes in the place of others that ended."""
-    return _start > 1 or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def note_begun(folder: Path) -> None:
+    """Remember over restarts that these ranks were let into a folder."""
+    if _torchruns is not None and dist.get_rank() == 0:
+        # The first start's number stays: what a later one was let into, it began already.
+        _torchruns.compare_set(_key(folder), "", str(_start))
+
+
+def begun_before_restart(folder: Path) -> bool:
+    """Whether these ranks were let into a folder before torchrun started them again."""
+    if _torchruns is None or not _torchruns.check([_key(folder)]):
+        return False
+    return int(_torchruns.get(_key(folder))) < _start
+
+
+def _key(folder: Path) -> str:
+    return f"anykd/begun/{folder.resolve()}"
 
 
 def _join(backend: str) -> None:
@@ -54,14 +73,14 @@ def _join(backend: str) -> None:
     listen: behind a restart it finds, and tries in vain, what the ended ones had written
     (https://github.com/pytorch/pytorch/issues/135712). So each start gets keys of its own.
     """
-    global _start
+    global _start, _torchruns
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend)
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    torchruns = dist.TCPStore(address, port, is_master=False)
-    store = dist.PrefixStore(f"anykd/{next(_joined)}", torchruns)
+    _torchruns = dist.TCPStore(address, port, is_master=False)
+    store = dist.PrefixStore(f"anykd/{next(_joined)}", _torchruns)
     _start = _agree_on_start(store, rank, world_size)
     own = dist.PrefixStore(str(_start), store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=world_size)

@@ -10,6 +10,8 @@ from typing import Any
 
 from anykd.errors import StoppedError
 
+from .launch import IS_RANK
+
 __all__ = ["StopSignals"]
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM)
@@ -19,8 +21,8 @@ class StopSignals:
     """Catches SIGINT and SIGTERM while it is entered.
 
     Outside of `deferred` a signal raises at once. Within, it is noted for whoever asks, and a
-    second one ends the process as if nothing was caught. In other threads than the main one nothing
-    is caught: only that one may.
+    second one ends the process as if nothing was caught; not so a rank of torchrun, which ends it
+    by force in the end. In other threads than the main one nothing is caught: only that one may.
 
     Attributes:
         caught: Number of the signal that came, or None.
@@ -75,10 +77,13 @@ class StopSignals:
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a process that was forked, such as a loader's worker
             return
+        if self.caught is not None and IS_RANK:
+            return  # schedulers signal every process, and torchrun passes on what it got itself
         self.caught = number
         if not self._deferring:
             self.check()
-        self._restore()
+        if not IS_RANK:
+            self._restore()
         # The signal may have gone to the loader's workers too. torch would raise in the middle of
         # the step at hand when one of them ends, and no further batch is needed.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)

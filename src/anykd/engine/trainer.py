@@ -281,8 +281,15 @@ class Trainer:
             plain: Its plain values.
 
         Raises:
-            CheckpointError: If it is of another model.
+            CheckpointError: If it is of another model, or within an epoch of other steps.
         """
+        steps = self.loader.steps_per_epoch
+        if plain["steps_done"] and plain["steps_per_epoch"] != steps:
+            raise CheckpointError(
+                f"{checkpoint.path} is at step {plain['steps_done']} of "
+                f"{plain['steps_per_epoch']}, and an epoch has {steps} now",
+                hint="batch size and images can change between epochs alone",
+            )
         tensors, _ = self.state()
         tensors = {n: t for n, t in tensors.items() if not n.startswith("optimizer.")}
         saved = checkpoint.shapes()
@@ -325,5 +332,6 @@ def _batch_norm_needs_two() -> Iterator[None]:
             raise
         raise RecipeError(
             "a batch norm needs more than one value for each channel, and one image has one",
-            hint="raise train.batch_size, or train at a larger image_size",
+            hint="raise train.batch_size, lower train.grad_accum, set data.drop_last = true, or "
+            "train at a larger image_size",
         ) from error

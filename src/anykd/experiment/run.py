@@ -6,13 +6,9 @@ from pathlib import Path
 
 import torch
 
-from anykd.distributed import rank, wait_for_all
-from anykd.engine import (
-    StopSignals,
-    launched,
-    was_restarted,
-)
-from anykd.errors import CheckpointError, RecipeError, StoppedError
+from anykd.distributed import from_first_rank, rank, wait_for_all
+from anykd.engine import StopSignals, begun_before_restart, launched, note_begun
+from anykd.errors import RecipeError, StoppedError
 from anykd.models import create_staged
 from anykd.progress import Progress
 from anykd.recipe import Recipe
@@ -20,6 +16,7 @@ from anykd.rundir import RunDir
 
 from .assemble import assemble
 from .plan import plan_first
+from .resume import require_same_recipe
 from .running import Result, Running
 from .teachers import Heads, finetuned_teachers, teacher_recipe
 
@@ -40,7 +37,8 @@ def run(
         recipe: The experiment.
         out: The run directory; None makes a name in ``runs/``.
         resume: Continue the run in ``out`` from its last checkpoint.
-        force: Train in spite of errors that the plan finds; what is impossible stays so.
+        force: Train in spite of errors that the plan finds, or go on with other settings than the
+            run began with; what is impossible stays so.
         brief: Show of the plan the errors and warnings alone.
 
     Raises:
@@ -69,24 +67,28 @@ def _begin_or_go_on(
     force: bool,
     brief: bool,
 ) -> Result:
-    restarted = was_restarted()
+    progress = Progress(visible=rank() == 0)
+    restarted = begun_before_restart(directory.path)
     if restarted and directory.finished:  # a rank ended after the first one had written all
         student = create_staged(str(directory.path)).model
         return Result(directory.path, student, directory.read_summary())
-    if (resume or restarted) and directory.recipe.is_file():
+    goes_on = resume or restarted
+    if goes_on and directory.recipe.is_file():
         directory.require_unfinished()
-        resume = True
+        changed = require_same_recipe(recipe, directory, force=force)
+        if changed:
+            progress.say(f"goes on with other settings: {', '.join(changed)}")
         # With a plan that is kept it was decided when the run began; a run that was stopped
         # before, such as while its teacher was finetuned, is decided now.
         force = force or directory.plan.is_file()
-        _require_same_recipe(recipe, directory)
     else:
         directory.require_new()
-    wait_for_all()  # until every rank has looked, before the first one begins to write
+    # Every rank has looked before the first one begins to write.
+    has_checkpoint = from_first_rank(lambda: directory.begun)
+    note_begun(directory.path)
     _train_teachers(recipe, directory, device, force=force)
     # A run that was interrupted before its student's first checkpoint begins there.
-    goes_on = resume and directory.begun
-    progress = Progress(visible=rank() == 0)
+    goes_on = goes_on and has_checkpoint
     heads = Heads(directory, resumed=goes_on)
     parts = assemble(recipe, device, heads, on_bad_image=progress.say)
     running = Running(parts, directory, signals, progress)
@@ -110,14 +112,6 @@ def _how_it_stands(directory: RunDir, stopped: StoppedError) -> str:
     if not directory.recipe.is_file():
         return f"stopped by {name} before training; nothing was written"
     return f"stopped by {name}; continue with --resume --out {directory.path}"
-
-
-def _require_same_recipe(recipe: Recipe, directory: RunDir) -> None:
-    if directory.recipe.read_text() != recipe.to_toml():
-        raise CheckpointError(
-            f"{directory.path} is a run of another recipe than this one",
-            hint="resume it by --resume --out alone, or start a new run elsewhere",
-        )
 
 
 def _train_teachers(

@@ -112,6 +112,7 @@ class Running:
         self.parts.bad_val_images.update(state["bad_val_images"])
         if self.is_first:
             self.directory.truncate_metrics(state["metrics_bytes"])
+            self.directory.write_text(self.directory.recipe, self.parts.recipe.to_toml())
         position = f"epoch {trainer.epochs_done + 1}, step {trainer.steps_done + 1}"
         if trainer.epochs_done < self.parts.recipe.train.epochs:
             self.progress.say(f"resumed at {position}")
@@ -167,10 +168,10 @@ class Running:
     def _introduce(self) -> None:
         train, ranks = self.parts.recipe.train, world_size()
         if ranks * train.grad_accum > 1:
-            each = train.batch_size // (ranks * train.grad_accum)
             self.progress.say(
-                f"{train.batch_size} images per optimiser step, on {ranks} "
-                f"{'ranks' if ranks > 1 else 'rank'} in parts of {each}; the learning rate "
+                f"{train.batch_size} images per optimiser step, shared by {ranks} "
+                f"{'ranks' if ranks > 1 else 'rank'} with {train.grad_accum} "
+                f"{'parts' if train.grad_accum > 1 else 'part'} each; the learning rate "
                 f"{train.peak_lr:g} is used as written"
             )
         for teacher in self.history.teachers:
@@ -200,7 +201,16 @@ class Running:
         self.progress.epoch(done, scores)
 
     def _save(self, trainer: Trainer) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: If it cannot be written, or the run directory is gone.
+        """
+        if self.is_first and not self.directory.recipe.is_file():
+            raise CheckpointError(
+                f"{self.directory.path} was removed while it was written to",
+                hint="start the run again; it cannot be continued",
+            )
         for found in from_each_rank(self.parts.loader.bad_images):
             self.parts.loader.add_bad_images(found)
         now = time.perf_counter()
