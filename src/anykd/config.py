@@ -12,7 +12,9 @@ __all__ = ["FrozenConfig", "recipe_error"]
 class FrozenConfig(BaseModel):
     """Immutable settings; an unknown key is an error, and a field's docstring its description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def recipe_error(

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from anykd.engine import evaluate
+from anykd.errors import DataError
 from anykd.types import Batch
 
 CPU = torch.device("cpu")
@@ -59,6 +60,10 @@ class TestEvaluate:
         high = evaluate(linear, given, device=CPU)
         assert set(seen) == {torch.bfloat16, torch.float32}
         assert low.loss == pytest.approx(high.loss, rel=0.02)
+
+    def test_of_nothing_is_told(self):
+        with pytest.raises(DataError, match="no image to score by"):
+            evaluate(classify, [], device=CPU)
 
     def test_leaves_no_graph(self, images):
         weight = torch.ones(12, 7, requires_grad=True)

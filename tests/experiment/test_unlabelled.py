@@ -109,7 +109,8 @@ class TestAgreement:
         scores = {"agreement", "num_samples"} | own
         assert set(found) == scores | {
             *("method", "student", "teachers", "data", "seed", "best_agreement", "best_epoch"),
-            *("epochs", "train_samples", "parameters", "precision", "seconds", "findings"),
+            *("epochs", "train_samples", "images_per_step", "parameters", "precision"),
+            *("bad_steps", "bad_images", "seconds", "findings"),
         }
         assert found["findings"] == []
         epochs = [line for line in metrics(finished) if line["event"] == "epoch"]
@@ -148,9 +149,8 @@ class TestAgreement:
 
     def test_decides_which_weights_are_the_best(self, teacher, flat, tmp_path, monkeypatch):
         found = iter([40.0, 60.0, 50.0])
-        monkeypatch.setattr(
-            sys.modules["anykd.experiment.run"], "score_run", lambda _: {"agreement": next(found)}
-        )
+        running = sys.modules["anykd.experiment.running"]
+        monkeypatch.setattr(running, "score_run", lambda _: {"agreement": next(found)})
         path = distill_cnn(tmp_path / "run", teacher, *UNLABELLED, data=str(flat), epochs=3)
         numbers = summary(path)
         assert (numbers["agreement"], numbers["best_agreement"]) == (50, 60)

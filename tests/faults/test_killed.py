@@ -137,3 +137,14 @@ class TestResume:
         assert done.code == 2
         assert "holds no run to resume" in done.err
         assert not (folder / "nothing").exists()
+
+
+def test_folder_that_is_removed_meanwhile_is_told(arguments, folder):
+    run, log = folder / "removed", folder / "removed.log"
+    quiet = [*arguments, "--set", "train.log_every=1000", "--out", run]
+    with started(command(*quiet), log) as process:
+        wait_for(lambda: checkpoints(run), lambda: process.poll() is None, 120)
+        run.rename(folder / "elsewhere")
+        assert process.wait(60) == 2
+    assert f"error: {run} was removed while it was written to" in log.read_text()
+    assert not (run / "summary.json").exists()

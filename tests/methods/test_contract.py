@@ -483,6 +483,7 @@ from tests.methods.small import random_batch, small
 batch = random_batch()
 teachers = [FrozenTeacher(small("vit", 2)), FrozenTeacher(small("mlp", 3))]
 for name in NAMES:
+    torch.compiler.reset()  # so many classes share one forward that the compiler would give up
     method = build_any(name, small("mlp", 1), teachers)
     eager = copy.deepcopy(method)
     compiled = torch.compile(method, fullgraph=True, backend="eager")

@@ -58,7 +58,8 @@ class TrainConfig(FrozenConfig):
     """Let the average follow fast at first: decay at most 1 - (1 + steps) ** (-2/3)."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Of matrix products and convolutions; auto is bf16 where that is faster: GPUs since
-    Ampere, processors with AMX. fp16 scales the loss, so that small gradients survive."""
+    Ampere, processors with AMX. fp16 scales the loss, so that small gradients survive; its
+    first steps may be skipped while the scale is found."""
     channels_last: bool = True
     """Keep images and convolutions in channels-last layout."""
     compile: bool = False

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anykd.distributed import sum_over_ranks
+from anykd.errors import DataError
 from anykd.types import Batch
 
 from .precision import autocast
@@ -47,6 +48,9 @@ def evaluate(
         batches: This rank's share of the samples, each once, with labels.
         device: Where to compute.
         dtype: Type for autocast, or None.
+
+    Raises:
+        DataError: If there is no image.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches:
@@ -60,4 +64,6 @@ def evaluate(
         count = torch.tensor(len(batch), device=device)
         totals += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, count])
     top1, top5, loss, count = sum_over_ranks(totals).tolist()
+    if not count:
+        raise DataError("there is no image to score by", hint="mend the held-out images")
     return Scores(100 * top1 / count, 100 * top5 / count, loss / count, int(count))

@@ -86,7 +86,8 @@ class StopSignals:
             self._restore()
         # The signal may have gone to the loader's workers too. torch would raise in the middle of
         # the step at hand when one of them ends, and no further batch is needed.
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        before = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self._before.setdefault(signal.SIGCHLD, before)
 
     def _restore(self) -> None:
         for number, before in self._before.items():
