@@ -11,15 +11,16 @@ left alone. The long run is watched from outside, through /proc.
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from anykd.environment import describe_environment
 from tests.experiment.runs import CNN, VIT, short
 from tests.faults.processes import (
     Footprint,
@@ -145,7 +146,14 @@ def render(found: dict[str, Any]) -> str:
         f"| {row['epoch']} | {row['megabytes']:.1f} | {row['files']} | {row['threads']} |"
         for row in long["rows"]
     ]
-    return "\n".join([*lines, "", f"torch {found['torch']}, Python {found['python']}."]) + "\n"
+    made = found["made"]
+    versions = ", ".join(f"{name} {made['packages'][name]}" for name in ("torch", "timm"))
+    lines += [
+        "",
+        f"Seed {killed['seed']}, n = 1, commit {made['commit']}, {made['device']}, Python "
+        f"{made['python']}, {versions}.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -159,8 +167,7 @@ def main() -> int:
     if not asked.page:
         with tempfile.TemporaryDirectory(prefix="anykd-soak-") as folder:
             found = {
-                "torch": version("torch").partition("+")[0],
-                "python": platform.python_version(),
+                "made": describe_environment(torch.device("cpu")),
                 "killed": soak_kills(Path(folder), kills=asked.kills, seed=asked.seed),
                 "long": soak_epochs(Path(folder), epochs=asked.epochs),
             }
