@@ -6,6 +6,7 @@ from torch import nn
 from anykd.engine import TrainConfig
 from anykd.engine.optim import build_ema
 from anykd.experiment.plan.findings.training import (
+    batch_in_parts,
     rising_learning_rate,
     slow_average,
     small_batch,
@@ -69,6 +70,19 @@ class TestBatch:
         tables = read_tables([{"name": "kd"}, {"name": "rkd"}])
         method = build_methods(tables, student, [(teacher, 1.0)])
         assert [finding.code for finding in small_batch(method, 8)] == ["small-batch"]
+
+
+class TestBatchInParts:
+    def test_is_told_where_images_are_compared(self):
+        method = build_small("rkd", *small_pair("cnn", "vit"))
+        (finding,) = batch_in_parts(method, TrainConfig(batch_size=128, grad_accum=4))
+        assert (finding.severity, finding.code) == ("note", "batch-in-parts")
+        assert "a part of 32, not of the batch of 128" in finding.message
+        assert not list(batch_in_parts(method, TrainConfig(batch_size=128)))
+
+    def test_is_nothing_where_images_stand_alone(self):
+        method = build_small("kd", *small_pair("cnn", "vit"))
+        assert not list(batch_in_parts(method, TrainConfig(grad_accum=4)))
 
 
 class TestClassifier:

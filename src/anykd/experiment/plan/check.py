@@ -64,7 +64,8 @@ def _of_training(parts: Parts) -> Iterator[Finding]:
     config = parts.recipe.train
     steps = parts.trainer.loader.steps_per_epoch * config.epochs
     yield from of_training.slow_average(config, num_steps=steps)
-    yield from of_training.small_batch(parts.method, config.batch_size)
+    yield from of_training.small_batch(parts.method, config.batch_size // config.grad_accum)
+    yield from of_training.batch_in_parts(parts.method, config)
     yield from of_training.untrained_classifier(parts.method)
     yield from of_training.rising_learning_rate(config)
 

@@ -8,6 +8,7 @@ from anykd.experiment.plan.finding import Finding
 from anykd.methods import Method
 
 __all__ = [
+    "batch_in_parts",
     "rising_learning_rate",
     "slow_average",
     "small_batch",
@@ -51,7 +52,7 @@ def small_batch(method: Method, batch_size: int) -> Iterator[Finding]:
 
     Args:
         method: Whose terms.
-        batch_size: Images of a step, over all ranks.
+        batch_size: Images that are run at once, over all ranks.
     """
     if batch_size < method.sensible_batch:
         yield Finding(
@@ -59,6 +60,24 @@ def small_batch(method: Method, batch_size: int) -> Iterator[Finding]:
             "small-batch",
             f"the method compares the images of a batch, and {batch_size} are few to compare",
             f"raise train.batch_size to {method.sensible_batch} or more; the papers have hundreds",
+        )
+
+
+def batch_in_parts(method: Method, config: TrainConfig) -> Iterator[Finding]:
+    """Terms that compare the images of a batch see those of a part alone.
+
+    Args:
+        method: Whose terms.
+        config: Size of the batch, and its parts.
+    """
+    if config.grad_accum > 1 and method.sensible_batch > 1:
+        part = config.batch_size // config.grad_accum
+        yield Finding(
+            "note",
+            "batch-in-parts",
+            f"the method compares images, and with grad_accum {config.grad_accum} those of a part "
+            f"of {part}, not of the batch of {config.batch_size}",
+            "train.grad_checkpointing = true saves memory and compares the whole batch",
         )
 
 
