@@ -127,6 +127,8 @@ def make_folder(folder: Path) -> list[Path]:
         if folder.is_dir():  # another process was faster
             return above
         raise
+    except FileNotFoundError:  # another process that came to nothing took away what is above
+        return make_folder(folder)
     sync(folder.parent)
     return [*above, folder]
 

@@ -75,8 +75,7 @@ class RunDir:
     def hold(self) -> Iterator[None]:
         """Keep the folder to this process while it looks at it and writes to it.
 
-        The folder is made where it is missing, and is gone again where nothing was put into it;
-        those above it stay.
+        The folder is made where it is missing, and is gone again where nothing was put into it.
         What a killed process left half-written is taken away.
 
         Raises:
@@ -90,10 +89,9 @@ class RunDir:
                     remove_unfinished(folder)
                 yield
         finally:
-            # Those above it may be in use by other runs that begin now.
-            if self.path in made:
+            for folder in reversed(made):
                 with suppress(OSError):  # it is not empty
-                    self.path.rmdir()
+                    folder.rmdir()
 
     @property
     def begun(self) -> bool:
