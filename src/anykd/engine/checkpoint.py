@@ -108,10 +108,10 @@ def save_checkpoint(
                 _describe(new, step, state)
                 _replace(place, new)
                 sync(folder)
-                found = _found(folder)
-                at = found.index(place)
                 # Those ahead are corrupt: they were passed over, or training would be there.
-                for old in found[:at] + found[at + _KEPT :]:
+                ahead = [path for path in _found(folder) if _step_of(path) > step]
+                behind = [path for path in _found(folder) if _step_of(path) <= step]
+                for old in ahead + behind[_KEPT:]:
                     shutil.rmtree(old)
         except BaseException:
             if rank() == 0:
@@ -180,7 +180,11 @@ def _what_is_wrong(path: Path) -> str | None:
 def _found(folder: Path) -> list[Path]:
     """Checkpoints, the newest first."""
     paths = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(paths, key=lambda path: int(path.name[5:]), reverse=True)
+    return sorted(paths, key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _replace(place: Path, new: Path) -> None:
