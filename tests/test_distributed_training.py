@@ -163,3 +163,8 @@ class TestTorchrun:
         start = F.normalize(torch.randn(36, 128, generator=torch.Generator().manual_seed(0)))
         # Two steps of 16 images, of which each rank sees a half, leave out four of the 36.
         assert (memory == start).all(dim=1).sum() == 4
+
+    def test_says_how_many_images_a_step_has_and_that_the_rate_is_as_written(self, under_torchrun):
+        said = under_torchrun[1].stderr
+        assert "16 images per optimiser step, shared by 2 ranks with 1 part each" in said
+        assert "the learning rate 0.001 is used as written" in said
