@@ -2,26 +2,40 @@
 
 import torch
 
-from anykd.data import AugmentConfig, EvalLoader, Reader, TrainLoader
+from anykd.data import AugmentConfig, EvalLoader, Reader, TrainLoader, TrainViews
 from anykd.data.bundled import SyntheticReader
 from anykd.types import Batch
 
-__all__ = ["READER", "eval_loader", "indices", "parts", "same", "train_loader", "views"]
+__all__ = [
+    "READER",
+    "eval_loader",
+    "indices",
+    "parts",
+    "same",
+    "train_loader",
+    "train_views",
+    "views",
+]
 
 READER = SyntheticReader(num_classes=4, per_class=6, split=0)  # 24 images
 
 
-def train_loader(reader: Reader = READER, **options) -> TrainLoader:
+def train_views(reader: Reader = READER, **options) -> TrainViews:
     defaults = {
         "num_classes": 4,
         "image_size": 16,
-        "batch_size": 4,
         "augment": AugmentConfig(),
         "label_smoothing": 0.0,
         "seed": 0,
-        "workers": 0,
     }
-    return TrainLoader(reader, **(defaults | options))
+    return TrainViews(reader, **(defaults | options))
+
+
+def train_loader(reader: Reader = READER, *, seed: int = 0, **options) -> TrainLoader:
+    names = ("num_classes", "image_size", "augment", "label_smoothing", "bad_images")
+    shown = {name: options.pop(name) for name in names if name in options}
+    defaults = {"batch_size": 4, "workers": 0}
+    return TrainLoader(train_views(reader, seed=seed, **shown), seed=seed, **(defaults | options))
 
 
 def eval_loader(reader: Reader = READER, **options) -> EvalLoader:

@@ -27,8 +27,36 @@ NOTHING = {"color_jitter": 0, "rand_augment": "", "mixup": 0, "cutmix": 0, "eras
     ],
 )
 def test_preset_is_the_published_pipeline(preset, published):
-    resolved = AugmentConfig(preset=preset).resolved()
-    assert resolved.model_dump(exclude={"preset", "crop_pct", "interpolation"}) == published
+    settings = AugmentConfig(preset=preset).view_settings()
+    assert (settings.pop("crop_pct", None) == 1) == (preset == "none")
+    assert settings.pop("interpolation") == "bicubic"
+    assert settings | {"crop_scale": tuple(settings["crop_scale"])} == published
+
+
+@pytest.mark.parametrize(
+    ("settings", "varies", "mixes"),
+    [
+        ({"preset": "cnn"}, True, False),
+        ({"preset": "vit"}, True, True),
+        ({"preset": "none"}, False, False),
+        *(
+            ({"preset": "none", key: value}, True, key in ("mixup", "cutmix"))
+            for key, value in [
+                ("crop_padding", 2),
+                ("crop_scale", (0.5, 1)),
+                ("flip", 0.5),
+                ("color_jitter", 0.4),
+                ("rand_augment", "rand-m9"),
+                ("mixup", 0.8),
+                ("cutmix", 1),
+                ("erasing", 0.25),
+            ]
+        ),
+    ],
+)
+def test_knows_whether_views_differ_and_are_mixed(settings, varies, mixes):
+    augment = AugmentConfig.model_validate(settings)
+    assert (augment.varies, augment.mixes) == (varies, mixes)
 
 
 def test_a_field_overrides_the_preset_also_with_nothing():
@@ -47,7 +75,7 @@ def test_what_is_resolved_is_a_config_that_resolves_to_itself(preset, padding):
     resolved = AugmentConfig(preset=preset, crop_padding=padding).resolved()
     again = AugmentConfig(**resolved.model_dump(mode="json"))
     assert again == resolved == again.resolved()
-    assert None not in resolved.model_dump().values()
+    assert None not in resolved.model_dump(exclude={"num_views", "view_seed"}).values()
 
 
 @pytest.mark.parametrize(

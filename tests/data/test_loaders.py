@@ -104,10 +104,13 @@ class TestTrainLoader:
         set_global_generators(1)
         assert after == (random.random(), np.random.rand(), torch.rand(()).item())
 
-    def test_two_ranks_have_the_global_batches_of_one(self):
-        one = list(train_loader(batch_size=6).batches(3))
+    @pytest.mark.parametrize("preset", ["cnn", "vit"])
+    def test_two_ranks_have_the_global_batches_of_one(self, preset):
+        options = {"augment": AugmentConfig(preset=preset), "label_smoothing": 0.1}
+        one = list(train_loader(batch_size=8, **options).batches(3))
         halves = [
-            list(train_loader(batch_size=3, rank=rank, world_size=2).batches(3)) for rank in (0, 1)
+            list(train_loader(batch_size=4, rank=rank, world_size=2, **options).batches(3))
+            for rank in (0, 1)
         ]
         joined = [
             Batch(*(torch.cat(pair) for pair in zip(parts(a), parts(b), strict=True)))
@@ -124,7 +127,7 @@ class TestTrainLoader:
         first = loader.batches(0)
         next(first)
         next(loader.batches(1))
-        with pytest.raises(AssertionError, match="another epoch was begun"):
+        with pytest.raises(AssertionError, match="another pass was begun"):
             next(first)
 
     def test_worker_processes_end_with_the_loader(self):
@@ -253,8 +256,9 @@ class TestLabels:
             (batch,) = loader.batches(epoch)
             images, labels, index = parts(batch)
             order = index.tolist()
+            partners = index.view(-1, 2).flip(1).flatten().tolist()
             assert torch.allclose(labels.sum(dim=1), torch.ones(8))
-            for image, label, i, partner in zip(images, labels, order, order[::-1], strict=True):
+            for image, label, i, partner in zip(images, labels, order, partners, strict=True):
                 mine, other = levels[i] / 255, levels[partner] / 255
                 shares.append(((image - other) / (mine - other)).mean().item())
                 expected = np.full(4, 0.05)
@@ -263,33 +267,6 @@ class TestLabels:
                 assert label.tolist() == pytest.approx(expected, abs=1e-5)
                 assert len(image.unique()) == (1 if kind == "mixup" else 2)
         assert np.ptp(shares) > 0.3
-
-    def test_ranks_draw_shares_of_their_own(self):
-        reader = SyntheticReader(num_classes=24, per_class=1, split=0)  # no two of one class
-        augment = AugmentConfig(preset="none", mixup=1.0)
-        larger_shares = []
-        for rank in (0, 1):
-            loader = train_loader(reader, num_classes=24, rank=rank, world_size=2, augment=augment)
-            larger_shares.append(parts(next(loader.batches(0)))[1].max().item())
-        assert larger_shares[0] != larger_shares[1]
-
-    def test_vit_preset_has_both_kinds_of_mixing(self):
-        # A step is mixed by one of them: mixup moves every pixel, cutmix leaves most as they are.
-        plain, mixed = (
-            [
-                batch
-                for epoch in range(4)
-                for batch in train_loader(
-                    augment=AugmentConfig(preset="none", mixup=mixup, cutmix=cutmix)
-                ).batches(epoch)
-            ]
-            for mixup, cutmix in [(0, 0), (0.8, 1.0)]
-        )
-        moved = [
-            (a.images != b.images).float().mean().item() for a, b in zip(plain, mixed, strict=True)
-        ]
-        assert any(share > 0.97 for share in moved)
-        assert any(share < 0.9 for share in moved)
 
 
 class TestWithoutLabels:

@@ -116,7 +116,9 @@ def batches() -> list[Batch]:
     torch.manual_seed(6)
     made = []
     for _ in range(2):
-        images, labels, indices = vars(random_batch(8)).values()
+        batch = random_batch(8)
+        images, labels, indices = batch.images, batch.labels, batch.indices
+        assert labels is not None
         labels[::2] = torch.eye(NUM_CLASSES)[labels[::2].argmax(1)]  # every other one is not mixed
         made.append(Batch(images.double(), labels, indices))
     return made
@@ -179,7 +181,8 @@ class TestRanks:
     @pytest.mark.parametrize("fsdp", [False, True])
     def test_add_up_the_parts_of_a_step(self, fsdp, on_ranks, batches):
         # InfoNCE compares the images of a part: of both ranks' n-th parts, in the ranks' order.
-        module, (images, labels, _) = build_for_ranks("fbt", "vit"), vars(batches[1]).values()
+        module, images, labels = build_for_ranks("fbt", "vit"), batches[1].images, batches[1].labels
+        assert labels is not None
         for part in [0, 1, 4, 5], [2, 6], [3, 7]:
             (module(Batch(images[part], labels[part])).loss * len(part) / 8).backward()
         expected = {key: p.grad for key, p in module.named_parameters() if p.grad is not None}

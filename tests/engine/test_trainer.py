@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.optim import list_optimizers
 from torch import Tensor, nn
 
-from anykd.data import AugmentConfig, TrainLoader
+from anykd.data import AugmentConfig, TrainLoader, TrainViews
 from anykd.data.bundled import SyntheticReader
 from anykd.engine import (
     Listener,
@@ -162,16 +162,15 @@ class TestTrainer:
     def test_trains_on_mixed_and_smoothed_labels(self):
         student = vit()
         before = copy.deepcopy(student)
-        loader = TrainLoader(
+        views = TrainViews(
             SyntheticReader(4, 8, split=0),
             num_classes=4,
             image_size=32,
-            batch_size=8,
             augment=AugmentConfig(preset="vit"),
             label_smoothing=0.1,
             seed=0,
-            workers=0,
         )
+        loader = TrainLoader(views, batch_size=8, seed=0, workers=0)
         running = Trainer(
             method("control", student), student, loader, config(epochs=1), device=CPU, seed=0
         )

@@ -11,6 +11,7 @@ from .datasets import Split as Split
 from .datasets import open_data as open_data
 from .datasets import open_split as open_split
 from .loaders import EvalLoader as EvalLoader
+from .loaders import ReplayLoader as ReplayLoader
 from .loaders import TooFewImagesError as TooFewImagesError
 from .loaders import TrainLoader as TrainLoader
 from .reader import DataSplits as DataSplits
@@ -19,3 +20,4 @@ from .reader import Sample as Sample
 from .reader import SubsetReader as SubsetReader
 from .split import hold_out as hold_out
 from .split import keep as keep
+from .train_views import TrainViews as TrainViews

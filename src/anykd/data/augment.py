@@ -3,7 +3,14 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from anykd.config import FrozenConfig
 
@@ -63,7 +70,8 @@ class AugmentConfig(FrozenConfig):
     rand_augment: str | None = None
     """RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; empty for none."""
     mixup: NonNegativeFloat | None = None
-    """Alpha of mixup's Beta distribution; 0 for none. With cutmix, each batch has one of them."""
+    """Alpha of mixup's Beta distribution; 0 for none. In each view the images are paired anew, and
+    both of a pair are mixed with one share; with cutmix, each pair has one of the two."""
     cutmix: NonNegativeFloat | None = None
     """Alpha of cutmix's Beta distribution; 0 for none."""
     erasing: Probability | None = None
@@ -72,6 +80,12 @@ class AugmentConfig(FrozenConfig):
     """Evaluation: share of the resized image's short side that the centre crop keeps."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     """How images are resized, in training and in evaluation."""
+    num_views: PositiveInt | None = None
+    """Different views of each image: epoch e shows view e modulo num_views. None makes new ones in
+    every epoch. A teacher's outputs can be stored for a number of views (docs/guides/cache.md)."""
+    view_seed: NonNegativeInt | None = None
+    """Decides every view; None takes the recipe's seed. Runs of other seeds see the views that a
+    teacher's outputs are stored for only if they have this in common."""
 
     @field_validator("crop_scale")
     @classmethod
@@ -96,6 +110,35 @@ class AugmentConfig(FrozenConfig):
         if self.crop_padding and self.crop_scale not in (None, _NO_CROP):
             raise ValueError("crop_padding and crop_scale are two kinds of crop: give one of them")
         return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        settings = self.resolved()
+        return bool(settings.mixup or settings.cutmix)
+
+    @property
+    def varies(self) -> bool:
+        """Whether an image may look different from view to view."""
+        settings = self.resolved()
+        return bool(
+            settings.crop_padding
+            or settings.crop_scale != _NO_CROP
+            or settings.flip
+            or settings.color_jitter
+            or settings.rand_augment
+            or settings.mixup
+            or settings.cutmix
+            or settings.erasing
+        )
+
+    def view_settings(self) -> dict[str, Any]:
+        """All that decides how a training image may look, beside the seed and its size."""
+        unused = {"preset", "num_views", "view_seed"}
+        settings = self.resolved()
+        if settings.crop_padding or settings.crop_scale != _NO_CROP:
+            unused.add("crop_pct")
+        return settings.model_dump(mode="json", exclude=unused)
 
     def resolved(self) -> "AugmentConfig":
         """Fill every field that is None from the preset.

@@ -21,13 +21,15 @@ class Stream(IntEnum):
     ORDER = 3
     """In which order an epoch shows them: (seed, ORDER, epoch)."""
     VIEW = 4
-    """How one image is cropped, flipped and recoloured: (seed, VIEW, epoch, index)."""
+    """How one image is cropped, flipped and recoloured: (seed, VIEW, view, index)."""
     ERASE = 5
-    """Which patch of a view is erased: (seed, ERASE, epoch, index)."""
+    """Which patch of a view is erased: (seed, ERASE, view, index)."""
     MIX = 6
-    """How the images of a batch are mixed: (seed, MIX, epoch, step, rank)."""
+    """How two images are mixed: (seed, MIX, view, smaller of their indices)."""
     STAND_IN = 7
-    """Which image takes the place of one that cannot be read: (seed, STAND_IN, epoch, index)."""
+    """Which image takes the place of one that cannot be read: (seed, STAND_IN, view, index)."""
+    PAIR = 8
+    """Which images are mixed with each other: (seed, PAIR, view)."""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from anykd.data import DataSplits, EvalLoader, TrainLoader, open_data
+from anykd.data import DataSplits, EvalLoader, TrainLoader, TrainViews, open_data
 from anykd.distributed import first_rank_first, rank, world_size
 from anykd.engine import Trainer, choose_dtype
 from anykd.errors import DataError, RecipeError
@@ -184,19 +184,25 @@ def train_loader(
             f"train.batch_size {batch_size} does not divide over {ranks} ranks",
             hint=f"choose a multiple of {ranks}",
         )
-    return TrainLoader(
+    loading = recipe.data.loading
+    views = TrainViews(
         data.train,
         num_classes=data.num_classes,
         image_size=image_size,
-        batch_size=batch_size // ranks,
         augment=recipe.augment,
         label_smoothing=recipe.train.label_smoothing,
+        seed=recipe.seed,
+        bad_images=loading.pop("bad_images"),
+    )
+    return TrainLoader(
+        views,
+        batch_size=batch_size // ranks,
         seed=recipe.seed,
         rank=rank(),
         world_size=ranks,
         drop_last=recipe.data.drop_last,
         on_bad_image=on_bad_image,
-        **recipe.data.loading,
+        **loading,
     )
 
 
