@@ -4,6 +4,7 @@ import pytest
 
 from anykd.errors import (
     AnykdError,
+    CacheError,
     CheckpointError,
     DataError,
     ModelError,
@@ -11,7 +12,7 @@ from anykd.errors import (
     nearest,
 )
 
-KINDS = [RecipeError, ModelError, DataError, CheckpointError]
+KINDS = [RecipeError, ModelError, DataError, CheckpointError, CacheError]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -26,8 +27,9 @@ def test_what_a_caller_passed_wrongly_is_also_a_value_error(kind):
     assert issubclass(kind, ValueError)
 
 
-def test_a_missing_checkpoint_is_not_a_value_error():
-    assert not issubclass(CheckpointError, ValueError)
+@pytest.mark.parametrize("kind", [CheckpointError, CacheError])
+def test_what_is_missing_on_disk_is_not_a_value_error(kind):
+    assert not issubclass(kind, ValueError)
 
 
 def test_the_hint_may_be_left_out():

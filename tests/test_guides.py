@@ -55,6 +55,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: " ".join(arguments[:3]))
 def test_every_command_is_one_that_the_parser_takes(arguments):
-    name, *rest = arguments
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    command.make_context(name, rest)
+    command, rest = typer.main.get_command(app), list(arguments)
+    while hasattr(command, "commands"):
+        command = command.commands[rest.pop(0)]  # pyright: ignore[reportAttributeAccessIssue]
+    command.make_context(arguments[0], rest)

@@ -29,9 +29,9 @@ def arguments(function: object) -> list[tuple[str, str, object]]:
     ("module", "names"),
     [
         ("losses", ["kd_loss", "ofa_loss", "info_nce_loss"]),
-        ("models", ["StagedModel", "FrozenTeacher", "create_staged"]),
+        ("models", ["StagedModel", "FrozenTeacher", "StoredTeacher", "create_staged"]),
         ("methods", ["METHODS", "build_method"]),
-        ("types", ["Batch", "Features", "StepOutput"]),
+        ("types", ["Batch", "Features", "StepOutput", "Stored"]),
         ("errors", ["AnykdError", "RecipeError", "ModelError", "DataError", "CheckpointError"]),
     ],
 )
@@ -115,7 +115,8 @@ def test_distill_takes_names_by_keyword_and_any_option():
 def test_batch_and_output_have_the_fields_of_the_design():
     from anykd.types import Batch, Features, StepOutput
 
-    assert [name for name, _, _ in arguments(Batch)] == ["images", "labels", "indices"]
+    fields = [("images", EMPTY), ("labels", None), ("indices", None), ("stored", ())]
+    assert [(name, default) for name, _, default in arguments(Batch)] == fields
     assert {"stages", "prefixes", "pooled", "logits"} <= set(Features.__annotations__)
     assert {"logits", "terms"} <= set(StepOutput.__annotations__)
     assert isinstance(inspect.getattr_static(StepOutput, "loss"), property)

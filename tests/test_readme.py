@@ -35,9 +35,10 @@ def test_the_library_in_ten_lines_trains_a_step():
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
 def test_every_command_is_one_that_the_parser_takes(arguments):
-    name, *rest = arguments
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
-    command.make_context(name, rest)
+    command, rest = typer.main.get_command(app), list(arguments)
+    while hasattr(command, "commands"):
+        command = command.commands[rest.pop(0)]  # pyright: ignore[reportAttributeAccessIssue]
+    command.make_context(arguments[0], rest)
 
 
 def test_there_are_commands_to_check():

@@ -40,8 +40,9 @@ def fields_table(name: str) -> str:
 def methods_table() -> str:
     """A line for each method: what it does, what it needs and what it keeps."""
     lines = [
-        "| method | what it does | needs labels | same classes | trains beside it | keeps |",
-        "|---|---|---|---|---|---|",
+        "| method | what it does | needs labels | same classes | from a cache | trains beside it "
+        "| keeps |",
+        "|---|---|---|---|---|---|---|",
     ]
     student = create_staged(STUDENT, num_classes=100, image_size=224)
     teacher = FrozenTeacher(create_staged(TEACHER, num_classes=100, image_size=224))
@@ -54,6 +55,7 @@ def methods_table() -> str:
             summary,
             _needs_labels(method),
             _same_classes(method),
+            _from_a_cache(built),
             _trained(built),
             ", ".join(f"`{key}`" for key, _ in built.named_buffers(recurse=False)),
         )
@@ -80,6 +82,17 @@ def _same_classes(method: type[Method]) -> str:
 
 def _reads_logits_without(method: type[Method], key: str) -> bool:
     return method.Config(**{key: 0.0}).reads_logits
+
+
+def _from_a_cache(method: Method) -> str:
+    """What of the teacher has to be stored, so that it need not run."""
+    if not method.needs_teacher:
+        return ""
+    if "stages" in method.reads:
+        return "no"
+    words = {"logits": "class scores", "pooled": "vectors"}
+    stored = ", ".join(word for part, word in words.items() if part in method.reads)
+    return f"{stored}; the tail runs" if method.runs_tail else stored
 
 
 def _trained(method: Method) -> str:

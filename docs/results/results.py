@@ -57,12 +57,41 @@ def table(entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cache_table(entries: list[dict[str, Any]]) -> str:
+    """A line for each student: what its three arms took and reached, and what the cache saved."""
+    teacher = next(entry["teachers"][0] for entry in entries if entry["teachers"])
+    arms = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        stored = any("cache" in teacher for teacher in entry["teachers"])
+        arm = "control" if entry["method"] == "control" else "cache" if stored else "live"
+        arms[entry["student"]][arm].append(entry)
+    lines = [
+        f"Teacher {teacher['name']}, {teacher['top1']:.2f} %.",
+        "",
+        "| student | control (%) | KD, live (%) | KD, cache (%) | control (s) | live ÷ control | "
+        "cache ÷ control | n |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for student, by_arm in arms.items():
+        seconds = {arm: sum(run["seconds"] for run in runs) for arm, runs in by_arm.items()}
+        scores = [spread([run["top1"] for run in by_arm[a]]) for a in ("control", "live", "cache")]
+        runs = len(by_arm["control"])
+        ratios = [f"{seconds[arm] / seconds['control']:.2f}" for arm in ("live", "cache")]
+        cells = [student, *scores, f"{seconds['control'] / runs:.0f}", *ratios, str(runs)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def spread(values: list[float], form: str = ".2f") -> str:
     """Mean ± standard deviation; one value by itself; nothing for none."""
     if not values:
         return ""
     mean = format(statistics.mean(values), form)
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+TABLES = {"cache-study": cache_table}
+"""Tables of another form."""
 
 
 def render(*, check: bool) -> int:
@@ -73,7 +102,9 @@ def render(*, check: bool) -> int:
         new = TABLE.sub(
             lambda found: (
                 found[1]
-                + table(json.loads((HERE / f"{found['name']}.json").read_text()))
+                + TABLES.get(found["name"], table)(
+                    json.loads((HERE / f"{found['name']}.json").read_text())
+                )
                 + found[3]
             ),
             old,

@@ -6,7 +6,8 @@
     ├── RecipeError      (also ValueError)  a recipe, a flag or an option is wrong
     ├── ModelError       (also ValueError)  a model cannot be had, or cannot do what is asked
     ├── DataError        (also ValueError)  a data set cannot be had, or is not what is needed
-    └── CheckpointError                     a run directory or checkpoint is missing or broken
+    ├── CheckpointError                     a run directory or checkpoint is missing or broken
+    └── CacheError                          a cache of teacher outputs is missing or broken
     StoppedError         (BaseException)    a signal ended the run; it can be resumed
 
 The command line prints one as ``error: MESSAGE`` and ``hint: HINT`` and exits with 2;
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "AnykdError",
+    "CacheError",
     "CheckpointError",
     "DataError",
     "ModelError",
@@ -56,6 +58,10 @@ class DataError(AnykdError, ValueError):
 
 class CheckpointError(AnykdError):
     """A run directory or a checkpoint is missing, not the right one, or broken."""
+
+
+class CacheError(AnykdError):
+    """A cache of a teacher's outputs is missing, not the right one, or broken."""
 
 
 class StoppedError(BaseException):

@@ -36,17 +36,30 @@ class Progress:
     def training(self, steps_per_epoch: int, epochs: int, steps_done: int = 0) -> Iterator[None]:
         """Show a bar over all steps of a run, from those that are done on."""
         self._steps, self._epochs = steps_per_epoch, epochs
+        with self._shown("start", "steps", steps_per_epoch * epochs, steps_done):
+            yield
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[None]:
+        """Show a bar over things of one kind, which `advance` counts."""
+        self._total, self._done, self._what = total, 0, what
+        self._begun = time.monotonic()
+        with self._shown("", what, total, 0):
+            yield
+
+    @contextmanager
+    def _shown(self, description: str, unit: str, total: int, done: int) -> Iterator[None]:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("steps"),
+            TextColumn(unit),
             TimeRemainingColumn(compact=True),
         )
         self._last_line = time.monotonic()
         with Bar(*columns, console=self.console, disable=not sys.stderr.isatty()) as bar:
             self._bar = bar
-            self._task = bar.add_task("start", total=steps_per_epoch * epochs, completed=steps_done)
+            self._task = bar.add_task(description, total=total, completed=done)
             yield
         self._bar = None
 
@@ -58,6 +71,18 @@ class Progress:
             completed=epoch * self._steps + step + 1,
             description=f"epoch {epoch + 1}/{self._epochs}",
         )
+
+    def advance(self, count: int) -> None:
+        """Count things of `counting`; without a terminal, print how many now and then."""
+        assert self._bar is not None
+        self._done += count
+        self._bar.update(self._task, completed=self._done)
+        now = time.monotonic()
+        if sys.stderr.isatty() or now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        left = (now - self._begun) / self._done * (self._total - self._done)
+        self.say(f"{self._done:,} of {self._total:,} {self._what}, {left:.0f} s left")
 
     def epoch(self, done: int, scores: dict[str, Any]) -> None:
         """Print what an evaluation found: always on a terminal, else not too often."""

@@ -135,6 +135,10 @@ class TeacherConfig(_ModelTable):
     features. finetune: the whole teacher is trained first. None keeps its own classifier."""
     head_samples: PositiveInt = 20_000
     """Training images that a probe is fitted on, at most; each class has its share."""
+    cache: str | None = None
+    """Folder of this teacher's outputs, stored by ``anykd cache build``: it does not run in
+    training then. ``augment.num_views`` and ``view_seed`` follow from it where they are not
+    given."""
     fsdp: bool = False
     """Shard this teacher's weights over the ranks (FSDP2), instead of keeping all on each."""
     finetune: FinetuneConfig | None = None

@@ -3,8 +3,9 @@
 Axis names used in shape annotations: batch, classes, chan, height, width, tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -35,19 +36,6 @@ class Stored:
     logits: Float[Tensor, "batch classes"] | None = None
     pooled: Float[Tensor, "batch width"] | None = None
 
-    def split(self, parts: int) -> list["Stored"]:
-        """Divide it as `Batch.split` divides the images."""
-        return [
-            Stored(logits, pooled)
-            for logits, pooled in zip(
-                _split(self.logits, parts), _split(self.pooled, parts), strict=True
-            )
-        ]
-
-    def to(self, device: torch.device | str) -> "Stored":
-        """Copy it to a device."""
-        return Stored(_to(self.logits, device), _to(self.pooled, device))
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -70,17 +58,31 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    @classmethod
+    def joined(cls, batches: "Sequence[Batch]") -> "Batch":
+        """Put batches behind one another; what one of them has, all have."""
+        stored = zip(*(batch.stored for batch in batches), strict=True)
+        return cls(
+            torch.cat([batch.images for batch in batches]),
+            _joined([batch.labels for batch in batches]),
+            _joined([batch.indices for batch in batches]),
+            tuple(_joined_stored(known) for known in stored),
+        )
+
     def split(self, parts: int) -> list["Batch"]:
         """Divide the batch into parts of equal size, or as nearly so as can be.
 
         Args:
             parts: How many; at most as many as there are images.
         """
-        images = self.images.tensor_split(parts)
-        labels, indices = _split(self.labels, parts), _split(self.indices, parts)
-        by_slot = [[None] * parts if one is None else one.split(parts) for one in self.stored]
-        stored = zip(*by_slot, strict=True) if by_slot else [()] * parts
-        return [Batch(*part) for part in zip(images, labels, indices, stored, strict=True)]
+        # As torch's tensor_split has it: the first parts are larger by one.
+        size, more = divmod(len(self), parts)
+        starts = [size * part + min(part, more) for part in range(parts + 1)]
+        return [self.rows(slice(*ends)) for ends in itertools.pairwise(starts)]
+
+    def rows(self, chosen: Int[Tensor, " chosen"] | slice) -> "Batch":
+        """Take some of the images, with all that is known of them."""
+        return self._each(lambda tensor: tensor[chosen])
 
     def to(
         self, device: torch.device | str, *, memory_format: torch.memory_format | None = None
@@ -91,19 +93,33 @@ class Batch:
             device: Where to.
             memory_format: Layout of the images there; None keeps the present one.
         """
-        images = self.images.to(
-            device, non_blocking=True, memory_format=memory_format or torch.preserve_format
+        layout = memory_format or torch.preserve_format
+        images = self.images.to(device, non_blocking=True, memory_format=layout)
+        rest = replace(self, images=images)
+        return rest._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Do the same to every tensor."""
+
+        def to(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        stored = tuple(
+            None if one is None else Stored(to(one.logits), to(one.pooled)) for one in self.stored
         )
-        stored = tuple(None if one is None else one.to(device) for one in self.stored)
-        return Batch(images, _to(self.labels, device), _to(self.indices, device), stored)
+        return Batch(change(self.images), to(self.labels), to(self.indices), stored)
 
 
-def _split(tensor: Tensor | None, parts: int) -> Sequence[Tensor | None]:
-    return [None] * parts if tensor is None else tensor.tensor_split(parts)
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(there) if there else None
 
 
-def _to(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
-    return None if tensor is None else tensor.to(device, non_blocking=True)
+def _joined_stored(known: Sequence[Stored | None]) -> Stored | None:
+    there = [one for one in known if one is not None]
+    if not there:
+        return None
+    return Stored(_joined([one.logits for one in there]), _joined([one.pooled for one in there]))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Loaders of small images, and what tests ask of their batches."""
 
+from typing import Any
+
 import torch
 
 from anykd.data import AugmentConfig, EvalLoader, Reader, TrainLoader, TrainViews
@@ -34,7 +36,7 @@ def train_views(reader: Reader = READER, **options) -> TrainViews:
 def train_loader(reader: Reader = READER, *, seed: int = 0, **options) -> TrainLoader:
     names = ("num_classes", "image_size", "augment", "label_smoothing", "bad_images")
     shown = {name: options.pop(name) for name in names if name in options}
-    defaults = {"batch_size": 4, "workers": 0}
+    defaults: dict[str, Any] = {"batch_size": 4, "workers": 0}
     return TrainLoader(train_views(reader, seed=seed, **shown), seed=seed, **(defaults | options))
 
 

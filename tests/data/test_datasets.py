@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -81,16 +83,27 @@ class TestWithoutLabels:
 class TestUnknownSpecs:
     @pytest.mark.parametrize(
         ("spec", "meant"),
-        [("digit", "digits"), ("cifr100", "cifar100"), ("synthetc:2x2", "synthetic")],
+        [
+            ("digit", "digits"),
+            ("cifr100", "cifar100"),
+            ("synthetc:2x2", "synthetic"),
+            ("hf;pets", "hf"),
+            ("parquett:/data/pets", "parquet"),
+            ("wsd:/data/{0..9}.tar", "wds"),
+            ("Food101", "food101"),
+            ("svhm:~/data", "svhn"),
+        ],
     )
     def test_a_misspelt_name_is_told_the_nearest(self, spec, meant):
-        with pytest.raises(DataError, match=f"no data is called '{spec}': known are") as caught:
+        with pytest.raises(
+            DataError, match=re.escape(f"no data is called '{spec}': known are")
+        ) as caught:
             open_data(DataConfig(source=spec))
         assert f"did you mean {meant}" in caught.value.hint
 
     def test_what_exists_is_listed(self):
         with pytest.raises(
-            DataError, match=r"digits, cifar10\[:ROOT\], .* folder of class folders"
+            DataError, match=r"digits, .* hf:NAME\[@SPLIT\], .* folder of class folders"
         ):
             open_data(DataConfig(source="imagenet"))
 
@@ -112,6 +125,19 @@ class TestUnknownSpecs:
         with pytest.raises(DataError) as caught:
             open_data(DataConfig(source="my_imags"))
         assert caught.value.hint == "did you mean my_images?"
+
+    @pytest.mark.parametrize("spec", ["./pets", "~/no/such/pets", "my/pets", "my/pets:old"])
+    def test_a_path_that_leads_nowhere_is_no_misspelt_kind(self, spec, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(DataError, match=r"^folder .* does not exist$"):
+            open_data(DataConfig(source=spec))
+
+    @pytest.mark.parametrize(("name", "kind"), [("a.parquet", "parquet"), ("a-{0}.tar", "wds")])
+    def test_a_file_of_images_is_told_its_kind(self, tmp_path, name, kind):
+        (tmp_path / name).touch()
+        with pytest.raises(DataError, match="is a file") as caught:
+            open_data(DataConfig(source=str(tmp_path / name)))
+        assert caught.value.hint == f"write {kind}:{tmp_path / name}"
 
     def test_a_file_is_no_folder(self, tmp_path):
         (tmp_path / "images.zip").touch()

@@ -45,7 +45,8 @@ def error_of(batches: Iterable[Batch]) -> DataError:
 
 
 def loader_of(reader: Reader, **options):
-    return train_loader(reader, **({"max_bad_fraction": 0.5} | options))
+    options.setdefault("max_bad_fraction", 0.5)
+    return train_loader(reader, **options)
 
 
 class TestReplaced:

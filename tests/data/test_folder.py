@@ -1,17 +1,12 @@
 import gc
-import io
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 
 from anykd.data import DataConfig, DataSplits, Reader, open_data
-from anykd.data.folder import EXTENSIONS, MAX_PIXELS, read_rgb
 from anykd.errors import DataError
 from tests.data.readers import labels_of
 
@@ -99,14 +94,6 @@ class TestMisfits:
         with pytest.raises(DataError, match=r"class folder .*dog holds no images") as caught:
             open_path(write_images(cat=4, dog=0))
         assert ".jpg" in caught.value.hint
-
-    def test_a_broken_image_is_named_when_it_is_read(self, write_images):
-        root = write_images("train", cat=1, dog=1)
-        write_images("val", cat=1, dog=1)
-        (root / "train" / "cat" / "0.png").write_bytes(b"no image")
-        reader = open_path(root).train
-        with pytest.raises(DataError, match=r"cat/0\.png cannot be read as an image"):
-            reader[0]
 
     def test_a_truncated_image_is_named_when_it_is_read(self, write_images):
         root = write_images("train", cat=1, dog=1)
@@ -209,50 +196,7 @@ class TestWithoutLabels:
         assert "images without labels take data.labels = false" in caught.value.hint
 
 
-@pytest.fixture
-def read_back(write_images):
-    """A function that saves an image in a class folder and reads it through anykd."""
-
-    def read(image: Image.Image, name: str, **options) -> np.ndarray:
-        root = write_images("train", cat=0, dog=1)
-        write_images("val", cat=1, dog=1)
-        image.save(root / "train" / "cat" / name, **options)
-        result = open_path(root).train[0].image
-        assert result.mode == "RGB"
-        return np.asarray(result)
-
-    return read
-
-
-class TestPixels:
-    def test_rgb_comes_back_as_it_was(self, read_back):
-        pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-        assert np.array_equal(read_back(Image.fromarray(pixels), "a.webp", lossless=True), pixels)
-
-    def test_grey_is_the_same_in_all_channels(self, read_back):
-        grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-        assert np.array_equal(read_back(Image.fromarray(grey), "a.bmp"), np.stack([grey] * 3, -1))
-
-    def test_16_bit_grey_keeps_its_range(self, read_back):
-        grey = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
-        assert read_back(Image.fromarray(grey), "a.png")[0, :, 0].tolist() == [0, 0, 1, 128, 255]
-
-    def test_a_palette_with_transparency_keeps_its_colours(self, read_back):
-        image = Image.new("P", (2, 1))
-        image.putpalette([10, 20, 30, 200, 100, 50])
-        image.putpixel((1, 0), 1)
-        pixels = read_back(image, "a.png", transparency=bytes([128, 255]))
-        assert pixels.tolist() == [[[10, 20, 30], [200, 100, 50]]]
-
-    def test_a_photo_taken_sideways_is_turned(self, read_back):
-        exif = Image.Exif()
-        exif[0x0112] = 6  # Orientation: to be turned clockwise by a quarter
-        pixels = np.zeros((2, 3, 3), dtype=np.uint8)
-        pixels[0, 0] = 255  # top left goes to top right
-        turned = read_back(Image.fromarray(pixels), "a.png", exif=exif)
-        assert turned.shape == (3, 2, 3)
-        assert np.argwhere(turned[..., 0]).tolist() == [[0, 1]]
-
+class TestFiles:
     def test_files_are_closed(self, write_images):
         root = write_images("train", cat=2, dog=2)
         write_images("val", cat=1, dog=1)
@@ -264,40 +208,12 @@ class TestPixels:
             gc.collect()
         assert not [w for w in caught if issubclass(w.category, ResourceWarning)]
 
-
-class TestUnfit:
-    """Files that are no images to learn from, and what is said of them."""
-
-    def test_more_pixels_than_allowed_are_refused_before_they_are_decoded(
-        self, tmp_path, monkeypatch
-    ):
-        path = tmp_path / "a.png"
-        Image.new("RGB", (50, 40)).save(path)
-        assert read_rgb(path, 2000).size == (50, 40)
-        monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("it was decoded"))
-        with pytest.raises(DataError, match=r"50 x 40 pixels, more than data\.max_pixels = 1999$"):
-            read_rgb(path, 1999)
-
-    @pytest.mark.parametrize("side", [10_000, 20_000])  # where Pillow warns, where it raises
-    def test_a_decompression_bomb_is_refused(self, tmp_path, side):
-        path = tmp_path / "bomb.png"
-        path.write_bytes(bomb(side))
-        assert path.stat().st_size < 1_000_000
-        with pytest.raises(DataError, match=r"^[^\n]*bomb\.png cannot [^\n]*$") as caught:
-            read_rgb(path)
-        assert f"data.max_pixels = {MAX_PIXELS}" in str(caught.value)
-
-    @pytest.mark.parametrize("allowed", [50, 100])
-    def test_no_limit_of_pillow_is_below_ours(self, tmp_path, monkeypatch, allowed):
-        path = tmp_path / "a.png"
-        Image.new("RGB", (10, 10)).save(path)
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
-        if allowed < 100:
-            with pytest.raises(DataError, match="cannot be read as an image"):
-                read_rgb(path, allowed)
-            return
-        image = read_rgb(path, allowed)
-        assert image.crop((0, 0, 10, 10)).size == (10, 10)  # as a view does, and no warning
+    def test_a_broken_one_is_named(self, write_images):
+        root = write_images("train", cat=1, dog=1)
+        write_images("val", cat=1, dog=1)
+        (root / "train" / "cat" / "0.png").write_bytes(b"no image")
+        with pytest.raises(DataError, match=r"cat/0\.png cannot be read as an image: it is of no"):
+            open_path(root).train[0]
 
     def test_the_limit_of_the_recipe_holds(self, write_images):
         root = write_images("train", cat=2, dog=2)
@@ -308,56 +224,9 @@ class TestUnfit:
                 with pytest.raises(DataError, match=r"max_pixels = 119"):
                     getattr(open_data(config), part)[0]
 
-    @pytest.mark.parametrize("pixel", [np.nan, np.inf])
-    def test_pixels_that_are_no_numbers_are_refused(self, tmp_path, pixel):
-        path = tmp_path / "a.tif"
-        pixels = np.full((4, 4), 100, dtype=np.float32)
-        Image.fromarray(pixels).save(path)
-        assert np.unique(np.asarray(read_rgb(path))) == 100
-        pixels[1, 2] = pixel
-        Image.fromarray(pixels).save(path)
-        with pytest.raises(DataError, match="some of its pixels are no finite numbers"):
-            read_rgb(path)
-
-    def test_what_the_extensions_announce_is_read(self, tmp_path):
-        for extension in EXTENSIONS:
-            Image.new("RGB", (3, 2)).save(path := tmp_path / f"a{extension}")
-            assert read_rgb(path).size == (3, 2)
-
-    def test_a_format_that_starts_a_program_is_refused_whatever_its_name(self, tmp_path):
-        path = tmp_path / "a.png"
-        path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-        with pytest.raises(DataError, match="EPS is no format of images that is read here"):
-            read_rgb(path)
-
-    def test_whatever_a_decoder_raises_is_said_in_one_line(self, tmp_path):
-        whole = io.BytesIO()
-        pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(whole, "tiff", compression="tiff_lzw")
-        content, rng, said = whole.getvalue(), np.random.default_rng(0), []
-        path = tmp_path / "a.tif"
-        for _ in range(300):
-            damaged = bytearray(content)
-            for place in rng.integers(0, len(damaged), size=20):
-                damaged[place] = rng.integers(256)
-            path.write_bytes(damaged)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's, of odd metadata
-                try:
-                    read_rgb(path)
-                except DataError as error:
-                    said.append(str(error))
-        assert len(said) > 30
-        assert all(words.startswith(f"{path} cannot be read as an image: ") for words in said)
-        assert not any("\n" in words for words in said)
-
-
-def bomb(side: int) -> bytes:
-    """A PNG of one bit a pixel, all of them 0: a few bytes for every thousand pixels."""
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    rows = zlib.compress(bytes(side * (1 + side // 8)), 9)
-    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in chunks
-    )
+    def test_keys_are_paths_within_the_data_set(self, write_images):
+        root = write_images("train", cat=1, dog=1)
+        write_images("val", cat=1, dog=1)
+        splits = open_path(root)
+        assert [splits.train.key(0), splits.train.key(1)] == ["train/cat/0.png", "train/dog/0.png"]
+        assert splits.val.key(1) == "val/dog/0.png"

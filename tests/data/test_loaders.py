@@ -112,10 +112,7 @@ class TestTrainLoader:
             list(train_loader(batch_size=4, rank=rank, world_size=2, **options).batches(3))
             for rank in (0, 1)
         ]
-        joined = [
-            Batch(*(torch.cat(pair) for pair in zip(parts(a), parts(b), strict=True)))
-            for a, b in zip(*halves, strict=True)
-        ]
+        joined = [Batch.joined(both) for both in zip(*halves, strict=True)]
         assert same(one, joined)
 
     def test_ranks_have_equally_many_steps_where_images_are_left_over(self):

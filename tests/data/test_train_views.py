@@ -4,6 +4,8 @@ import hashlib
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,10 +168,10 @@ class TestMixing:
         assert stats.chisquare(list(pairs.values())).pvalue > 0.01
 
     def test_kinds_and_shares_are_distributed_as_timms(self):
-        ours = mixtures(AugmentConfig(preset="none", mixup=0.8, cutmix=1.0), 16, 120)
+        ours = mixtures(AugmentConfig(preset="none", mixup=0.8, cutmix=1.0), 16, 600)
         timms = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=16)
         theirs = []
-        for draw in range(960):
+        for draw in range(4800):
             with seeded(99, draw):
                 lam, cut = timms._params_per_batch()
                 if cut:
@@ -177,11 +179,11 @@ class TestMixing:
             theirs.append(("cutmix" if cut else "mixup", float(lam)))
         # Both of a pair have one share: one of each is drawn.
         drawn = [(kind, share) for image, partner, kind, share in ours if image < partner]
-        assert len(drawn) == len(theirs) == 960
+        assert len(drawn) == len(theirs) == 4800
         for kind in ("mixup", "cutmix"):
             a, b = ([share for k, share in found if k == kind] for found in (drawn, theirs))
-            assert len(a) == pytest.approx(len(b), abs=4 * (2 * 960 / 4) ** 0.5)
-            assert stats.ks_2samp(a, b).pvalue > 0.01
+            assert len(a) == pytest.approx(len(b), abs=4 * (2 * 4800 / 4) ** 0.5)
+            assert p_value(a, b) > 0.01
 
     def test_a_mixup_is_a_pixelwise_mixture_with_the_share_of_its_label(self):
         augment = AugmentConfig(preset="none", mixup=0.8)
@@ -201,7 +203,7 @@ class TestMixing:
 
     def test_boxes_are_placed_as_timms(self):
         reader = greys(2)
-        levels = [reader[i].image.getpixel((0, 0))[0] / 255 for i in (0, 1)]
+        levels = [np.asarray(reader[i].image)[0, 0, 0] / np.float32(255) for i in (0, 1)]
         shown = train_views(reader, num_classes=2, augment=AugmentConfig(preset="none", cutmix=1.0))
         ours, theirs = [], []
         for number in range(800):
@@ -232,10 +234,16 @@ def corners(inside: torch.Tensor) -> list[float]:
     return [top, left, *box.shape]
 
 
+def p_value(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> float:
+    """Of the two being drawn from one distribution."""
+    found: Any = stats.ks_2samp(ours, theirs)
+    return found.pvalue
+
+
 def assert_alike(ours: np.ndarray, theirs: np.ndarray) -> None:
     """No column tells them apart: at 1 %, over all columns. Seeds are fixed, so it stays so."""
     for a, b in zip(ours.T, theirs.T, strict=True):
-        assert stats.ks_2samp(a, b).pvalue > 0.01 / len(ours.T)
+        assert p_value(a, b) > 0.01 / len(ours.T)
 
 
 def spread(values: torch.Tensor) -> float:
@@ -245,7 +253,7 @@ def spread(values: torch.Tensor) -> float:
 class TestOneImage:
     """Crop, flip, RandAugment and erasing, against timm's factory drawing on and on."""
 
-    DRAWS = 800
+    DRAWS = 1600
 
     @staticmethod
     def ours(image: np.ndarray, augment: AugmentConfig, size: int = 16) -> list[torch.Tensor]:
@@ -260,9 +268,9 @@ class TestOneImage:
     def theirs(image: np.ndarray, size: int = 16, **options) -> list[torch.Tensor]:
         pipeline = create_transform(size, is_training=True, normalize=False, **options)
         assert isinstance(pipeline, Compose)
-        picture = Image.fromarray(image)
+        draw: Any = pipeline
         with seeded(97):
-            return [pipeline(picture).float() / 255 for _ in range(TestOneImage.DRAWS)]
+            return [draw(Image.fromarray(image)).float() / 255 for _ in range(TestOneImage.DRAWS)]
 
     def test_is_cropped_and_flipped_as_by_timm(self):
         # Red tells the column of a pixel and green its row.
@@ -274,9 +282,8 @@ class TestOneImage:
             flipped = float(columns[0] > columns[-1])
             return [rows[0].item(), columns.min().item(), spread(rows), spread(columns), flipped]
 
-        nearest = {"interpolation": "nearest"}
-        ours = self.ours(image, AugmentConfig.model_validate({"preset": "cnn"} | nearest))
-        theirs = self.theirs(image, color_jitter=None, **nearest)
+        ours = self.ours(image, AugmentConfig(preset="cnn", interpolation="nearest"))
+        theirs = self.theirs(image, color_jitter=None, interpolation="nearest")
         assert_alike(np.array([crop(v) for v in ours]), np.array([crop(v) for v in theirs]))
 
     def test_goes_through_rand_augment_as_by_timm(self):
@@ -288,7 +295,8 @@ class TestOneImage:
             edges = (view.diff(dim=1).abs().mean() + view.diff(dim=2).abs().mean()).item()
             return [*flat.mean(1).tolist(), *flat.std(1).tolist(), view.unique().numel(), edges]
 
-        policy = "rand-m9-mstd0.5-inc1"
+        # Not m9: at 10, which that may draw, Pillow 13 breaks timm's own pipeline off.
+        policy = "rand-m8-mstd0.5-inc1"
         ours = self.ours(image, AugmentConfig(preset="cnn", rand_augment=policy))
         theirs = self.theirs(image, auto_augment=policy, interpolation="bicubic")
         assert_alike(np.array([look(v) for v in ours]), np.array([look(v) for v in theirs]))

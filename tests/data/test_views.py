@@ -64,6 +64,10 @@ class TestTrainView:
         )
         assert not any(torch.equal(a, b) for a, b in zip(plain, jittered, strict=True))
 
+    def test_the_largest_magnitude_posterises_to_black_and_breaks_nothing_off(self, image):
+        drawn = views(train_view(AugmentConfig(rand_augment="rand-m10-inc1"), 24), image, 150)
+        assert any(not view.any() for view in drawn)
+
     def test_none_is_resize_and_centre_crop(self, image):
         view = train_view(AugmentConfig(preset="none"), 50)
         for actual in views(view, image, 3):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from anykd.data.seeded import Stream
-from tests.data.test_folder import bomb
+from tests.data.image_files import bomb
 from tests.experiment.runs import CNN, Outcome, anykd, short, train_vit
 from tests.faults.processes import started, torchrun
 

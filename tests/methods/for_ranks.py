@@ -5,7 +5,8 @@ from torch import nn
 
 from anykd.methods import METHODS, Method, build_methods, read_tables
 from anykd.models import FrozenTeacher, StagedModel
-from tests.methods.small import build_small, small, small_options
+from anykd.types import FeaturePart
+from tests.methods.small import build_small, small, small_options, stored_teacher
 
 COMBINED = [
     {"name": "fbt", "teachers": [1]},
@@ -38,7 +39,20 @@ def build_for_ranks(name: str, family: str, task_weight: float = 1.0) -> Method:
     """
     teachers = [FrozenTeacher(small(each, 2).double()) for each in STUDENTS[family]]
     torch.manual_seed(4)
-    method = build_any(name, small(family, 1), teachers, task_weight).train()
+    return in_float64(build_any(name, small(family, 1), teachers, task_weight))
+
+
+def build_stored_for_ranks(name: str, family: str) -> Method:
+    """The same of a teacher that knows no better than to take what is stored of another."""
+    reads: tuple[FeaturePart, ...] = ("logits",) if name in ("kd", "dist") else ("pooled",)
+    ignorant = FrozenTeacher(small(STUDENTS[family][0], 9).double())
+    torch.manual_seed(4)
+    return in_float64(build_any(name, small(family, 1), [stored_teacher(ignorant, reads)]))
+
+
+def in_float64(method: Method) -> Method:
+    """A method in training, in float64 and without batch statistics of maps."""
+    method.train()
     for part in method.modules():
         if not any(isinstance(inner, Method) for inner in part.modules()):
             part.double()  # methods keep buffers of their own in float32, as in training

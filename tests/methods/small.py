@@ -3,15 +3,19 @@
 import copy
 import functools
 import zlib
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import Tensor
 
 from anykd.methods import METHODS, Method, build_method
 from anykd.models import FrozenTeacher, StagedModel, create_staged
-from anykd.types import Batch
+from anykd.models.stored import StoredTeacher
+from anykd.types import Batch, FeaturePart, Stored
 from tests.models.moved import move_weights
 
 NUM_CLASSES = 5
@@ -108,6 +112,44 @@ def random_batch(count: int = 4, image_size: int = SIZE, num_classes: int = NUM_
     images = torch.rand(count, 3, image_size, image_size)
     labels = (2 * torch.randn(count, num_classes)).softmax(dim=1)
     return Batch(images, labels, torch.randperm(NUM_SAMPLES)[:count])
+
+
+def accepted(names: list[str], *variants: dict[str, Any]) -> list[Any]:
+    """Every method with each of the options that it has and that make sense for it."""
+    found = []
+    for name in names:
+        config = METHODS[name].Config
+        for options in variants:
+            if options.keys() <= config.model_fields.keys():
+                try:
+                    config(**options)
+                except ValueError:
+                    continue
+                shown = "-".join([name, *(f"{key}={value}" for key, value in options.items())])
+                found.append(pytest.param(name, options, id=shown))
+    return found
+
+
+def stored_teacher(
+    teacher: FrozenTeacher, holds: Collection[FeaturePart], slot: int = 0
+) -> StoredTeacher:
+    """The same teacher, of which so much is stored."""
+    return StoredTeacher(
+        teacher.model,
+        teacher.classes,
+        slot=slot,
+        has_logits="logits" in holds,
+        has_pooled="pooled" in holds,
+    )
+
+
+def with_stored(batch: Batch, *teachers: FrozenTeacher | None) -> Batch:
+    """The batch with what each teacher says of it, by slot; nothing in the slot of nobody."""
+    stored = []
+    for teacher in teachers:
+        seen = None if teacher is None else teacher(batch.images)
+        stored.append(None if seen is None else Stored(seen.logits.clone(), seen.pooled.clone()))
+    return replace(batch, stored=tuple(stored))
 
 
 def fingerprint(state: dict[str, Tensor]) -> dict[str, int]:

@@ -18,35 +18,21 @@ from anykd.errors import DataError, RecipeError
 from anykd.methods import METHODS, Method, build_methods, read_tables
 from anykd.models import FrozenTeacher, StagedModel
 from anykd.types import Batch
-from tests.methods.for_ranks import NAMES, STUDENTS, build_for_ranks
+from tests.methods.for_ranks import NAMES, STUDENTS, build_for_ranks, build_stored_for_ranks
 from tests.methods.small import (
     NUM_CLASSES,
     PAIRS,
+    accepted,
     build_small,
     fingerprint,
     random_batch,
     small,
     small_pair,
+    with_stored,
 )
 from tests.ranks import run_on_ranks
 
 TAUGHT = [name for name, cls in METHODS.items() if cls.needs_teacher]
-
-
-def accepted(names: list[str], *variants: dict[str, Any]) -> list[Any]:
-    """Every method with each of the options that it has and that make sense for it."""
-    found = []
-    for name in names:
-        config = METHODS[name].Config
-        for options in variants:
-            if options.keys() <= config.model_fields.keys():
-                try:
-                    config(**options)
-                except ValueError:
-                    continue
-                shown = "-".join([name, *(f"{key}={value}" for key, value in options.items())])
-                found.append(pytest.param(name, options, id=shown))
-    return found
 
 
 @pytest.fixture(params=PAIRS, ids="-".join)
@@ -311,7 +297,8 @@ class TestWithoutLabels:
     )
     def test_trains_or_asks_for_them_just_as_needs_labels_says(self, name, options):
         method = build_small(name, *small_pair("cnn", "vit"), **options)
-        images, _, indices = vars(random_batch()).values()
+        batch = random_batch()
+        images, indices = batch.images, batch.indices
         if method.needs_labels:
             with pytest.raises(DataError, match=rf"^{type(method).__name__} needs labels and"):
                 method(Batch(images, None, indices))
@@ -339,6 +326,10 @@ WITHOUT_LABELS = [
 ]
 
 
+STORED = ["kd", "dist", "rsd", "crd"]
+"""Methods of class scores and of vectors; of each kind one that compares images of all ranks."""
+
+
 def parallel(method: Method) -> nn.Module:
     """Wrap as the trainer wraps."""
     unused = not method.trains_logits
@@ -349,7 +340,11 @@ def train_for_ranks(
     name: str, family: str, batches: list[Batch], task_weight: float = 1.0
 ) -> dict[str, dict[str, Tensor]]:
     """Train some steps on this rank's share."""
-    method = build_for_ranks(name, family, task_weight)
+    stored = any(batch.stored for batch in batches)
+    if stored:
+        method = build_stored_for_ranks(name, family)
+    else:
+        method = build_for_ranks(name, family, task_weight)
     module = parallel(method) if world_size() > 1 else method
     optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9)
     gradients: dict[str, Tensor] = {}
@@ -372,11 +367,7 @@ def train_for_ranks(
 
 def share(batch: Batch) -> Batch:
     """This rank's half of a batch; all of it in one process."""
-    size = len(batch) // world_size()
-    own = slice(rank() * size, rank() * size + size)
-    assert batch.indices is not None
-    labels = None if batch.labels is None else batch.labels[own]
-    return Batch(batch.images[own], labels, batch.indices[own])
+    return batch.split(world_size())[rank()]
 
 
 def without_labels(batches: list[Batch]) -> list[Batch]:
@@ -401,6 +392,12 @@ def train_with_other_buffers(name: str, batches: list[Batch]) -> dict[str, dict[
     return found
 
 
+def with_answers(name: str, family: str, batches: list[Batch]) -> list[Batch]:
+    """What the live teacher says of each batch, stored."""
+    teacher = build_for_ranks(name, family).teacher
+    return [with_stored(batch, teacher) for batch in batches]
+
+
 def everything_on_a_rank(tensors: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
     batches = [Batch(*each) for each in tensors]
     trained = {
@@ -410,6 +407,9 @@ def everything_on_a_rank(tensors: list[tuple[Tensor, Tensor, Tensor]]) -> dict[s
     }
     for name in WITHOUT_LABELS:
         trained[f"{name} unlabelled"] = train_for_ranks(name, "vit", without_labels(batches), 0)
+    for name in STORED:
+        answered = with_answers(name, "cnn", batches)
+        trained[f"{name} stored"] = train_for_ranks(name, "cnn", answered)
     return {
         "trained": trained,
         "other": {name: train_with_other_buffers(name, batches) for name in NAMES},
@@ -421,7 +421,9 @@ def batches() -> list[Batch]:
     torch.manual_seed(6)
     made = []
     for _ in range(3):
-        images, labels, indices = vars(random_batch(8)).values()
+        batch = random_batch(8)
+        images, labels, indices = batch.images, batch.labels, batch.indices
+        assert labels is not None
         labels[::2] = torch.eye(NUM_CLASSES)[labels[::2].argmax(1)]  # every other one is not mixed
         made.append(Batch(images.double(), labels, indices))
     return made
@@ -465,6 +467,13 @@ class TestTwoRanks:
         expected = train_for_ranks(name, "vit", without_labels(batches), 0)
         assert_trained_alike([each["trained"][f"{name} unlabelled"] for each in on_ranks], expected)
 
+    @pytest.mark.parametrize("name", STORED)
+    def test_train_so_from_stored_answers_as_one_process_with_the_live_teacher(
+        self, name, on_ranks, batches
+    ):
+        expected = train_for_ranks(name, "cnn", batches)
+        assert_trained_alike([each["trained"][f"{name} stored"] for each in on_ranks], expected)
+
     @pytest.mark.parametrize("name", NAMES)
     def test_are_sent_all_buffers_but_those_computed_alike(self, name, on_ranks):
         first, second = (found["other"][name] for found in on_ranks)
@@ -476,16 +485,22 @@ class TestTwoRanks:
 COMPILE = """
 import copy
 import torch
+from anykd.errors import RecipeError
 from anykd.models import FrozenTeacher
 from tests.methods.for_ranks import NAMES, build_any
-from tests.methods.small import random_batch, small
+from tests.methods.small import random_batch, small, stored_teacher, with_stored
 
-batch = random_batch()
-teachers = [FrozenTeacher(small("vit", 2)), FrozenTeacher(small("mlp", 3))]
-for name in NAMES:
+live = [FrozenTeacher(small("vit", 2)), FrozenTeacher(small("mlp", 3))]
+stored = [stored_teacher(each, ("logits", "pooled"), slot=i) for i, each in enumerate(live)]
+batch = with_stored(random_batch(), *live)
+for name, teachers in [(name, teachers) for teachers in (live, stored) for name in NAMES]:
     torch.compiler.reset()  # so many classes share one forward that the compiler would give up
-    method = build_any(name, small("mlp", 1), teachers)
-    eager = copy.deepcopy(method)
+    try:
+        method = build_any(name, small("mlp", 1), teachers)
+    except RecipeError:
+        continue
+    eager = build_any(name, small("mlp", 1), live)
+    eager.load_state_dict(method.state_dict())
     compiled = torch.compile(method, fullgraph=True, backend="eager")
     for _ in range(2):
         expected, actual = eager(batch).terms, compiled(batch).terms
@@ -501,7 +516,8 @@ def test_training_step_is_one_graph_for_the_compiler():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == NAMES
+    # Methods that read stages take none that are stored.
+    assert done.stdout.split() == NAMES + [n for n in NAMES if n not in ("fitnet", "pat")]
 
 
 class TestJoins:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,13 @@ from torch.utils.data import Dataset
 
 from anykd.errors import AnykdError
 
+from .cache import Cache
 from .faults import BadImagePolicy, read_samples
 from .reader import Reader
 from .train_views import TrainViews, in_unit_range
 from .views import View
 
-__all__ = ["BatchKey", "EvalBatches", "Loaded", "StoredOutputs", "TrainBatches"]
+__all__ = ["BatchKey", "EvalBatches", "Loaded", "TrainBatches"]
 
 Images = Float[Tensor, "batch 3 height width"]
 Labels = Float[Tensor, "batch classes"]
@@ -27,15 +28,6 @@ Known = tuple[Float[Tensor, "batch classes"] | None, Float[Tensor, "batch width"
 Loaded = tuple[tuple[Images, Labels | None, Indices, tuple[Known, ...]] | None, dict[int, str]]
 """A batch, or None where nothing is left of it, and what was wrong with the images that could not
 be read, by index. It crosses between processes, and no class of ours is pinned."""
-
-
-@runtime_checkable
-class StoredOutputs(Protocol):
-    """What a teacher said of views, kept by their number and slot."""
-
-    def read(self, view: int, slots: Sequence[int]) -> Known:
-        """Look images of one view up."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class TrainBatches(Dataset):
     """
 
     views: TrainViews
-    stored: tuple[StoredOutputs | None, ...] = ()
+    stored: tuple[Cache | None, ...] = ()
 
     @property
     def reader(self) -> Reader:
@@ -80,10 +72,7 @@ class TrainBatches(Dataset):
         try:
             shown = self.views.show(key.view, key.positions)
             slots = [key.slots[place] for place in shown.places] if self.stored else []
-            known = tuple(
-                (None, None) if stored is None else stored.read(key.view, slots)
-                for stored in self.stored
-            )
+            known = tuple(_read(cache, key.view, slots) for cache in self.stored)
         except AnykdError as error:
             return error
         return (shown.images, shown.labels, shown.indices, known), shown.bad
@@ -119,3 +108,10 @@ class EvalBatches(Dataset):
         if self.reader.labels is not None:
             labels = F.one_hot(torch.tensor([s.label for s in samples]), self.num_classes).float()
         return (images, labels, torch.tensor([sample.index for sample in samples]), ()), bad
+
+
+def _read(cache: Cache | None, view: int, slots: Sequence[int]) -> Known:
+    if cache is None:
+        return None, None
+    stored = cache.read(view, slots)
+    return stored.logits, stored.pooled

@@ -1,6 +1,7 @@
 """Data sets that need no files: scikit-learn's digits, and images made from their index."""
 
 import re
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from anykd.errors import DataError
 
+from .fingerprint import fingerprint_of
 from .reader import ArrayReader, Sample, Source
 
 __all__ = ["SyntheticReader", "open_digits", "open_synthetic"]
@@ -61,6 +63,8 @@ def open_synthetic(argument: str) -> Source:
 class SyntheticReader:
     """Coloured waves of 64x64 pixels: one pattern per class, shifted and noisy in each image.
 
+    The fingerprint does not notice if NumPy's generators were to draw other numbers.
+
     Args:
         num_classes: Number of patterns.
         per_class: Images of each.
@@ -82,6 +86,19 @@ class SyntheticReader:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what the images are made from."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint_of("synthetic", f"version 1, split {self._split}", numbers=self.labels)
+
+    def key(self, position: int) -> str:
+        """The part and the position, such as ``train/123``."""
+        return f"{('train', 'val')[self._split]}/{position}"
 
     def __getitem__(self, position: int) -> Sample:
         label = self.labels[position]

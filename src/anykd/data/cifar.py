@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,9 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from anykd.errors import DataError
 
-from .folder import missing_folder, read_rgb
+from .downloads import cache_folder
+from .folder import missing_folder
+from .images import read_rgb
 from .reader import ArrayReader, Source
 
 __all__ = ["open_cifar"]
@@ -37,7 +38,7 @@ def open_cifar(name: CifarName, root: str) -> Source:
         DataError: If the files are not there, not whole, or cannot be downloaded.
     """
     if not root:
-        return _from_torchvision(name, _cache_folder(), download=True)
+        return _from_torchvision(name, cache_folder(), download=True)
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise missing_folder(folder)
@@ -48,14 +49,9 @@ def open_cifar(name: CifarName, root: str) -> Source:
         raise DataError(
             f"{folder} does not hold {name}: no {layout}/ in it"
             + (", and no labels.npz with tiles" if name == "cifar100" else ""),
-            f"'{name}' without a folder downloads it to {_cache_folder()}",
+            f"'{name}' without a folder downloads it to {cache_folder()}",
         )
     return _from_torchvision(name, folder, download=False)
-
-
-def _cache_folder() -> Path:
-    """Where downloads go."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anykd"
 
 
 def _from_torchvision(name: CifarName, root: Path, *, download: bool) -> Source:
@@ -66,7 +62,8 @@ def _from_torchvision(name: CifarName, root: Path, *, download: bool) -> Source:
         with contextlib.redirect_stdout(sys.stderr):
             for train in (True, False):
                 dataset = _DATASETS[name](root, train=train, download=download)
-                readers.append(ArrayReader(dataset.data, dataset.targets))
+                part = "train" if train else "test"
+                readers.append(ArrayReader(dataset.data, dataset.targets, part=part))
     except (OSError, RuntimeError) as error:
         if download:
             message = f"{name} cannot be downloaded to {root}: {error}"
@@ -87,6 +84,7 @@ def _from_tiles(folder: Path) -> Source:
                 ArrayReader(
                     np.concatenate([_read_tiles(folder / f"{split}-{i}.webp") for i in range(n)]),
                     labels[f"{split}_fine"].tolist(),
+                    part=split,
                 )
                 for split, n in (("train", 5), ("test", 1))
             )

@@ -1,5 +1,6 @@
 """From a data spec to a data set that is ready for training."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,34 +16,51 @@ from anykd.errors import DataError, nearest
 from .bundled import open_digits, open_synthetic
 from .cifar import open_cifar
 from .faults import BadImagePolicy
-from .folder import MAX_PIXELS, missing_folder, open_folder, open_unlabelled, subfolders
+from .folder import missing_folder, open_folder, open_unlabelled, subfolders
+from .hub import open_hub, open_parquet
+from .images import MAX_PIXELS
 from .reader import DataSplits, JoinedReader, Reader, Source, SubsetReader, UnlabelledReader
+from .shards import open_shards
 from .split import hold_out, keep
+from .torchvision_sets import TORCHVISION_SETS, open_torchvision
 
 __all__ = ["DataConfig", "Split", "open_data", "open_split"]
 
 Split = Literal["val", "train", "all"]
 """Images to evaluate on: those held out, those trained on, or all that the source has."""
 
-_KINDS: dict[str, Callable[[str], Source]] = {
-    "cifar10": partial(open_cifar, "cifar10"),
-    "cifar100": partial(open_cifar, "cifar100"),
+_BUNDLED: dict[str, Callable[[str], Source]] = {
     "digits": open_digits,
     "synthetic": open_synthetic,
+    "cifar10": partial(open_cifar, "cifar10"),
+    "cifar100": partial(open_cifar, "cifar100"),
 }
-_FORMS = "digits, cifar10[:ROOT], cifar100[:ROOT], synthetic:CLASSESxN"
+"""Kinds of specs whose images are all labelled, and of a size that is known."""
+_FILES: dict[str, Callable[..., Source]] = {
+    **{name: partial(open_torchvision, name) for name in TORCHVISION_SETS},
+    "hf": open_hub,
+    "parquet": open_parquet,
+    "wds": open_shards,
+}
+"""Kinds whose images may have no labels, or be too large."""
+_KINDS = (*_BUNDLED, *_FILES)
+_FORMS = (
+    "digits, synthetic:CLASSESxN, cifar10[:ROOT], cifar100[:ROOT] and torchvision's other sets, "
+    "hf:NAME[@SPLIT], parquet:PATH, wds:URL"
+)
 
 
 class DataConfig(FrozenConfig):
     """Which images to learn from and to evaluate on."""
 
     source: Annotated[str, Field(min_length=1)]
-    """Data spec: digits, cifar10[:ROOT], cifar100[:ROOT], synthetic:CLASSESxN, or the path of a
-    folder of class folders."""
+    """Data spec: digits, synthetic:CLASSESxN, cifar10[:ROOT], cifar100[:ROOT] or another set of
+    torchvision, hf:NAME[@SPLIT], parquet:PATH, wds:URL, or the path of a folder of class
+    folders."""
     labels: bool = True
     """False trains without labels. A folder then gives every image in it, at any depth; only a
     folder of class folders beside it, such as val/, still has classes. Other sources keep the
-    labels of the images that they evaluate on."""
+    labels of the images that they evaluate on, where they have some."""
     limit: PositiveInt | None = None
     """Training images kept, each class its share; None keeps all."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -143,8 +161,9 @@ def _open(config: DataConfig) -> Source:
     """Find out what a spec names, and open it."""
     spec = config.source
     kind, _, argument = spec.partition(":")
+    options = {"labels": config.labels, "max_pixels": config.max_pixels}
     if kind in _KINDS:
-        source = _KINDS[kind](argument)
+        source = _BUNDLED[kind](argument) if kind in _BUNDLED else _FILES[kind](argument, **options)
         _require_labels_in_range(source)
         return source
     path = Path(spec).expanduser()
@@ -152,14 +171,20 @@ def _open(config: DataConfig) -> Source:
         open_path = open_folder if config.labels else open_unlabelled
         return open_path(path, max_pixels=config.max_pixels)
     if path.exists():
-        raise DataError(f"{path} is a file; data is a folder of class folders", _forms_hint())
-    if len(path.parts) > 1 or spec.startswith((".", "~")):
+        raise DataError(f"{path} is a file; data is a folder of class folders", _file_hint(path))
+    if _is_path(spec):
         raise missing_folder(path)
     here = [folder.name for folder in subfolders(Path())]
     raise DataError(
         f"no data is called {spec!r}: known are {_FORMS}, or the path of a folder of class folders",
-        nearest(kind, [*_KINDS, *here]),
+        nearest(re.split(r"[:;,=@/]", spec)[0].lower(), [*_KINDS, *here]),
     )
+
+
+def _is_path(spec: str) -> bool:
+    """Whether a spec that names nothing looks like a path, and not like a kind that is misspelt."""
+    before, colon, _ = spec.partition(":")
+    return spec.startswith((".", "~", "/")) or ("/" in spec and ("/" in before or not colon))
 
 
 def _require_labels_in_range(source: Source) -> None:
@@ -175,5 +200,8 @@ def _require_labels_in_range(source: Source) -> None:
             )
 
 
-def _forms_hint() -> str:
+def _file_hint(path: Path) -> str:
+    for ending, spec in ((".parquet", "parquet"), (".tar", "wds")):
+        if path.suffix == ending:
+            return f"write {spec}:{path}"
     return f"besides folders there are {_FORMS}"

@@ -1,48 +1,37 @@
 """Folders of class folders, and what to say where a folder is not there."""
 
-import warnings
+import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import final
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from anykd.errors import DataError, first_line, nearest
+from anykd.errors import DataError, nearest
 
+from .fingerprint import fingerprint_of
+from .images import EXTENSIONS, MAX_PIXELS, read_rgb
 from .reader import Sample, Source
 
-__all__ = [
-    "MAX_PIXELS",
-    "FolderReader",
-    "missing_folder",
-    "open_folder",
-    "open_unlabelled",
-    "read_rgb",
-    "subfolders",
-]
+__all__ = ["FolderReader", "missing_folder", "open_folder", "open_unlabelled", "subfolders"]
 
-MAX_PIXELS = 89_478_485
-"""Pixels of an image from which on Pillow warns: a quarter of a gigabyte as RGB."""
-
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-)
 VAL_NAMES = ("val", "valid", "validation", "test")
 """Names of the folder to evaluate on; the first that exists is taken."""
-_FORMATS = frozenset(
-    ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "TIFF", "GIF", "PPM")
-)
-"""What Pillow may find in a file, whatever its name: others, such as EPS, start programs."""
 
 
 @final
 class FolderReader:
     """Image files, opened when they are asked for.
 
+    The fingerprint is of names, sizes and labels: it does not notice a file that was overwritten
+    by another of the same size. Times do not count, since copies have others.
+
     Args:
         paths: One file per image.
         labels: Class index of each; None where nothing is known.
+        root: The folder of the data set, from which on names count; None takes the one that all
+            files share.
         max_pixels: Images of more are refused.
     """
 
@@ -53,15 +42,32 @@ class FolderReader:
         paths: Sequence[Path],
         labels: Sequence[int] | None,
         *,
+        root: Path | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         assert labels is None or len(paths) == len(labels)
+        self._root = root or Path(os.path.commonpath([path.parent for path in paths]))
         self._paths = paths
         self._max_pixels = max_pixels
         self.labels = labels
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the names from ``root`` on, the files' sizes, and the labels."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        names = [self.key(position) for position in range(len(self))]
+        sizes = np.array([self.file_size(position) for position in range(len(self))], dtype="<i8")
+        return fingerprint_of("files", names, sizes, numbers=self.labels)
+
+    def key(self, position: int) -> str:
+        """Path of the file from ``root`` on, with forward slashes."""
+        return self._paths[position].relative_to(self._root).as_posix()
 
     def file_size(self, position: int) -> int:
         """Bytes of an image's file, without opening it; 0 where it is gone."""
@@ -97,12 +103,12 @@ def open_folder(root: Path, *, max_pixels: int = MAX_PIXELS) -> Source:
                 f"{root} has {val.name}/ with class folders, but no train/ with class folders",
                 f"add train/, or give {val} to divide that",
             )
-        names, train = _read_classes(root, max_pixels)
+        names, train = _read_classes(root, root, max_pixels)
         return Source(name, names, train, val=None)
-    names, train = _read_classes(root / "train", max_pixels)
+    names, train = _read_classes(root, root / "train", max_pixels)
     if val is None:
         return Source(name, names, train, val=None)
-    val_names, val_reader = _read_classes(val, max_pixels)
+    val_names, val_reader = _read_classes(root, val, max_pixels)
     if val_names != names:
         differing = sorted(set(names) ^ set(val_names))
         shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
@@ -129,25 +135,25 @@ def open_unlabelled(root: Path, *, max_pixels: int = MAX_PIXELS) -> Source:
     """
     name = root.resolve().name
     if not (root / "train").is_dir():
-        return Source(name, (), _unlabelled(root, max_pixels), val=None)
-    train = _unlabelled(root / "train", max_pixels)
+        return Source(name, (), _unlabelled(root, root, max_pixels), val=None)
+    train = _unlabelled(root, root / "train", max_pixels)
     val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
     if val is None:
         return Source(name, (), train, val=None)
     if len(subfolders(val)) > 1:
-        names, reader = _read_classes(val, max_pixels)
+        names, reader = _read_classes(root, val, max_pixels)
         return Source(name, names, train, reader)
-    return Source(name, (), train, _unlabelled(val, max_pixels))
+    return Source(name, (), train, _unlabelled(root, val, max_pixels))
 
 
-def _unlabelled(folder: Path, max_pixels: int) -> FolderReader:
+def _unlabelled(root: Path, folder: Path, max_pixels: int) -> FolderReader:
     images = _images(folder)
     if not images:
         raise DataError(
             f"{folder} holds no images",
             f"images are files that end in {', '.join(sorted(EXTENSIONS))}",
         )
-    return FolderReader(images, None, max_pixels=max_pixels)
+    return FolderReader(images, None, root=root, max_pixels=max_pixels)
 
 
 def missing_folder(path: Path) -> DataError:
@@ -166,12 +172,14 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _read_classes(root: Path, max_pixels: int) -> tuple[tuple[str, ...], FolderReader]:
-    """Names of the classes, and a reader of their images, class after class."""
-    folders = subfolders(root)
+def _read_classes(
+    root: Path, parent: Path, max_pixels: int
+) -> tuple[tuple[str, ...], FolderReader]:
+    """Names of the classes in a folder, and a reader of their images, class after class."""
+    folders = subfolders(parent)
     if len(folders) < 2:
         raise DataError(
-            f"{root} has {len(folders)} class folders, a classifier needs at least 2",
+            f"{parent} has {len(folders)} class folders, a classifier needs at least 2",
             "put the images of each class into a folder of its own, named after the class; images "
             "without labels take data.labels = false, and method.task_weight = 0",
         )
@@ -186,7 +194,7 @@ def _read_classes(root: Path, max_pixels: int) -> tuple[tuple[str, ...], FolderR
             )
         paths += images
         labels += [label] * len(images)
-    reader = FolderReader(paths, labels, max_pixels=max_pixels)
+    reader = FolderReader(paths, labels, root=root, max_pixels=max_pixels)
     return tuple(folder.name for folder in folders), reader
 
 
@@ -199,56 +207,3 @@ def _images(folder: Path) -> list[Path]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     )
-
-
-def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image the right way up, as 8-bit RGB.
-
-    Args:
-        path: Its file.
-        max_pixels: An image whose header announces more is not decoded. Pillow's own limit is
-            raised to it, since cutting a view out of a large image meets it too.
-
-    Raises:
-        DataError: If that fails for any reason.
-    """
-    if Image.MAX_IMAGE_PIXELS is not None:
-        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
-    try:
-        with warnings.catch_warnings():
-            # Said in our own words below, and no warning would come out of a worker process.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            file = Image.open(path)
-        with file:
-            _require_harmless(file, max_pixels)
-            return _as_rgb(ImageOps.exif_transpose(file))
-    except MemoryError:
-        raise
-    except Exception as error:  # for bad files decoders raise almost anything
-        reason = first_line(error)
-        if isinstance(error, Image.DecompressionBombError):
-            reason += f" (data.max_pixels = {max_pixels})"
-        raise DataError(
-            f"{path} cannot be read as an image: {reason}", "mend or remove the file"
-        ) from None
-
-
-def _require_harmless(file: Image.Image, max_pixels: int) -> None:
-    """Refuse, by its header, what would start a program or fill the memory."""
-    if file.format not in _FORMATS:
-        raise ValueError(f"{file.format} is no format of images that is read here")
-    if file.width * file.height > max_pixels:
-        raise ValueError(
-            f"it has {file.width} x {file.height} pixels, more than data.max_pixels = {max_pixels}"
-        )
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
-        raise ValueError("some of its pixels are no finite numbers")
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey at 255, which turns most of it white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # going straight to RGB makes Pillow warn
-    return image.convert("RGB")

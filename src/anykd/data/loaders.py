@@ -9,7 +9,8 @@ from anykd.errors import DataError, RecipeError
 from anykd.types import Batch
 
 from .augment import AugmentConfig
-from .batches import BatchKey, EvalBatches, StoredOutputs, TrainBatches
+from .batches import BatchKey, EvalBatches, TrainBatches
+from .cache import Cache
 from .faults import BadImagePolicy, BadImages
 from .loading import Loader
 from .reader import Reader
@@ -79,7 +80,7 @@ class TrainLoader(Loader):
         drop_last: bool = True,
         max_bad_fraction: float = 0.01,
         on_bad_image: Callable[[str], None] | None = None,
-        stored: Sequence[StoredOutputs | None] = (),
+        stored: Sequence[Cache | None] = (),
         **loading: Any,
     ) -> None:
         self._num_images = views.num_slots

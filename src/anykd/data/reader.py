@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, final, runtime_checkable
 
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
+
+from .fingerprint import fingerprint_of
 
 __all__ = [
     "ArrayReader",
@@ -39,7 +42,10 @@ class Sample:
 
 @runtime_checkable
 class Reader(Protocol):
-    """Images by position. Reading one is a pure function of the position."""
+    """Images by position. Reading one is a pure function of the position.
+
+    A reader can be pickled, and read in forked processes.
+    """
 
     @property
     def labels(self) -> Sequence[int] | None:
@@ -49,6 +55,19 @@ class Reader(Protocol):
     @property
     def in_memory(self) -> bool:
         """Whether images come without reading files."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 that changes with any image, their order or a label.
+
+        It is the same in every process, on every machine and wherever the files lie. Each reader
+        says what it does not notice. It is computed when it is first asked for.
+        """
+        ...
+
+    def key(self, position: int) -> str:
+        """Name of an image within its data set, such as ``cat/0.png``; no other image has it."""
         ...
 
     def __len__(self) -> int: ...
@@ -97,24 +116,43 @@ def file_size(reader: Reader, position: int) -> int | None:
 
 @final
 class ArrayReader:
-    """Images of one size, held in memory.
+    """Images of one size, held in memory. All pixels and labels are of the fingerprint.
 
     Args:
         images: RGB.
         labels: Class index of each.
+        part: What the data set calls these images: the first half of their keys.
     """
 
     in_memory = True
 
     def __init__(
-        self, images: UInt8[ndarray, "count height width 3"], labels: Sequence[int]
+        self,
+        images: UInt8[ndarray, "count height width 3"],
+        labels: Sequence[int],
+        *,
+        part: str = "train",
     ) -> None:
         assert len(images) == len(labels)
         self._images = images
+        self._part = part
         self.labels = labels
 
     def __len__(self) -> int:
         return len(self._images)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of pixels and labels."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint_of("array", self._images, numbers=self.labels)
+
+    def key(self, position: int) -> str:
+        """The part and the position, such as ``train/123``."""
+        return f"{self._part}/{position}"
 
     def __getitem__(self, position: int) -> Sample:
         return Sample(Image.fromarray(self._images[position]), self.labels[position], position)
@@ -138,6 +176,19 @@ class SubsetReader:
 
     def __len__(self) -> int:
         return len(self._positions)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what the other reader is, and of the positions."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint_of("subset", self._reader.fingerprint, numbers=self._positions)
+
+    def key(self, position: int) -> str:
+        """What the other reader calls the image."""
+        return self._reader.key(self._positions[position])
 
     def file_size(self, position: int) -> int | None:
         """Bytes of the file of an image; None where it is no file of its own."""
@@ -166,10 +217,34 @@ class JoinedReader:
     def __len__(self) -> int:
         return len(self._first) + len(self._second)
 
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what the two readers are."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        prints = [self._first.fingerprint, self._second.fingerprint]
+        return fingerprint_of("joined", prints, numbers=self.labels)
+
+    def file_size(self, position: int) -> int | None:
+        """Bytes of the file of an image; None where it is no file of its own."""
+        return file_size(*self._find(position))
+
+    def key(self, position: int) -> str:
+        """What the reader that has the image calls it."""
+        reader, own = self._find(position)
+        return reader.key(own)
+
     def __getitem__(self, position: int) -> Sample:
-        behind = position - len(self._first)
-        sample = self._first[position] if behind < 0 else self._second[behind]
+        reader, own = self._find(position)
+        sample = reader[own]
         return Sample(sample.image, None if self.labels is None else sample.label, position)
+
+    def _find(self, position: int) -> tuple[Reader, int]:
+        """Which of the two has an image, and where."""
+        behind = position - len(self._first)
+        return (self._first, position) if behind < 0 else (self._second, behind)
 
 
 @final
@@ -188,6 +263,23 @@ class UnlabelledReader:
 
     def __len__(self) -> int:
         return len(self._reader)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of what the other reader is, and of there being no labels."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint_of("unlabelled", self._reader.fingerprint, numbers=None)
+
+    def file_size(self, position: int) -> int | None:
+        """Bytes of the file of an image; None where it is no file of its own."""
+        return file_size(self._reader, position)
+
+    def key(self, position: int) -> str:
+        """What the other reader calls the image."""
+        return self._reader.key(position)
 
     def __getitem__(self, position: int) -> Sample:
         sample = self._reader[position]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
@@ -20,7 +20,7 @@ from torchvision import transforms
 
 from .augment import AugmentConfig
 
-__all__ = ["View", "erase_", "eval_view", "train_view"]
+__all__ = ["View", "erase_", "eval_view", "height_width", "train_view"]
 
 View = Callable[[Image.Image], UInt8[Tensor, "3 height width"]]
 
@@ -36,7 +36,7 @@ def train_view(augment: AugmentConfig, image_size: int | tuple[int, int]) -> Vie
         image_size: Height and width of the views in pixels, or one number for both.
     """
     augment = augment.resolved()
-    size = _height_width(image_size)
+    size = height_width(image_size)
     parts: list[Callable] = []
     if augment.crop_padding:
         parts += _centre_crop(size, 1.0, augment.interpolation)
@@ -57,7 +57,11 @@ def train_view(augment: AugmentConfig, image_size: int | tuple[int, int]) -> Vie
             "img_mean": tuple(min(255, round(255 * mean)) for mean in IMAGENET_DEFAULT_MEAN),
             "interpolation": str_to_pil_interp(augment.interpolation),
         }
-        parts += [rand_augment_transform(augment.rand_augment, settings)]
+        policy = rand_augment_transform(augment.rand_augment, settings)
+        for op in policy.ops:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
+        parts += [policy]
     if augment.color_jitter:
         parts += [transforms.ColorJitter(*[augment.color_jitter] * 3)]
     return transforms.Compose([*parts, MaybePILToTensor()])
@@ -70,7 +74,7 @@ def eval_view(augment: AugmentConfig, image_size: int | tuple[int, int]) -> View
         augment: Settings, of which ``crop_pct`` and ``interpolation`` count.
         image_size: Height and width of the views in pixels, or one number for both.
     """
-    size = _height_width(image_size)
+    size = height_width(image_size)
     return transforms.Compose(
         [*_centre_crop(size, augment.crop_pct, augment.interpolation), MaybePILToTensor()]
     )
@@ -101,6 +105,17 @@ def erase_(image: Float[Tensor, "3 height width"], probability: float) -> None:
     image.copy_(torch.where(canvas.isnan(), image, canvas * std + mean))
 
 
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep so many bits of each channel.
+
+    At its largest magnitude RandAugment asks for none, which is a black image; Pillow 13 refuses it,
+    and a run would break off after some thousand images.
+    """
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
 def _centre_crop(size: tuple[int, int], crop_pct: float, interpolation: str) -> list[Callable]:
     """Resize the short side and crop, as timm does; its last part makes a tensor."""
     whole = transforms_imagenet_eval(
@@ -109,5 +124,6 @@ def _centre_crop(size: tuple[int, int], crop_pct: float, interpolation: str) -> 
     return whole.transforms[:-1]
 
 
-def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+def height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Both of one number."""
     return (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -13,6 +13,7 @@ from .parallel import Parallel as Parallel
 from .precision import autocast as autocast
 from .precision import choose_device as choose_device
 from .precision import choose_dtype as choose_dtype
+from .precision import precision_name as precision_name
 from .scaling import LossScale as LossScale
 from .signals import StopSignals as StopSignals
 from .step import Stepper as Stepper

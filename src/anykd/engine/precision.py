@@ -6,7 +6,7 @@ import torch
 
 from anykd.errors import RecipeError
 
-__all__ = ["autocast", "choose_device", "choose_dtype"]
+__all__ = ["autocast", "choose_device", "choose_dtype", "precision_name"]
 
 _ON_CPU = "train on processors: train.device = 'cpu'"
 _ANY_DEVICE = "take what there is: train.device = 'auto'"
@@ -67,6 +67,11 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bf16" or (precision == "auto" and _is_faster_in_bf16(device)):
         return torch.bfloat16
     return None
+
+
+def precision_name(dtype: torch.dtype | None) -> str:
+    """What a recipe calls the type that autocast uses."""
+    return {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
 
 
 def _is_faster_in_bf16(device: torch.device) -> bool:

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from anykd.data import DataSplits, EvalLoader, TrainLoader, TrainViews, open_data
+from anykd.data.cache import Cache
+from anykd.data.views import height_width
 from anykd.distributed import first_rank_first, rank, world_size
 from anykd.engine import Trainer, choose_dtype
 from anykd.errors import DataError, RecipeError
@@ -16,9 +19,10 @@ from anykd.models.recompute import recompute_blocks
 from anykd.models.sharding import gathered
 from anykd.recipe import Recipe
 
+from .cache.use import with_caches
 from .teachers import BuiltTeacher, Heads, build_teachers, compares
 
-__all__ = ["Parts", "assemble", "eval_loader", "train_loader"]
+__all__ = ["Parts", "assemble", "eval_loader", "largest_size", "train_loader", "train_views"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Parts:
         built: The teachers, and how each comes by the data's classes.
         compared: The teachers whose class scores are compared with the student's.
         image_size: (height, width) of the images that the loaders give.
+        stored: The cache of each teacher, None for one that runs; nothing where all of them do.
         on_bad_image: Called once with a line for each image that cannot be read; None is silent.
         bad_val_images: What was wrong with each held-out image that could not be read, by index;
             it grows when models are scored.
@@ -45,6 +50,7 @@ class Parts:
     image_size: tuple[int, int]
     loader: TrainLoader
     trainer: Trainer
+    stored: tuple[Cache | None, ...] = ()
     on_bad_image: Callable[[str], None] | None = None
     bad_val_images: dict[int, str] = field(default_factory=dict)
 
@@ -83,13 +89,13 @@ def assemble(
     require_known(recipe.student.name)
     tables = tuple(_with_samples(table, len(data.train)) for table in recipe.method_tables)
     built = build_teachers(recipe, tables, data, device, heads)
-    teachers = tuple(one.model for one in built)
     # Loading a teacher draws random numbers; the student must not depend on which teacher it is.
     torch.manual_seed(recipe.seed)
-    compared = tuple(
-        teacher for number, teacher in enumerate(teachers, start=1) if compares(tables, number)
-    )
-    student = _build_student(recipe, tables, data, compared)
+    student = _build_student(recipe, tables, data, _compared(built, tables))
+    image_size = largest_size(student.image_size, *(one.model.image_size for one in built))
+    views = train_views(recipe, data, image_size)
+    built, stored = with_caches(recipe, built, views)
+    teachers, compared = tuple(one.model for one in built), _compared(built, tables)
     if recipe.train.grad_checkpointing:
         recompute_blocks(student)
     torch.manual_seed(recipe.seed)
@@ -100,8 +106,7 @@ def assemble(
         method.know_labels(torch.tensor(data.train.labels))
     elif method.needs_labels:
         raise DataError(*no_labels(method))
-    image_size = _largest_size(student, *teachers)
-    loader = train_loader(recipe, data, image_size, on_bad_image=on_bad_image)
+    loader = train_loader(recipe, views, stored, on_bad_image=on_bad_image)
     trainer = Trainer(method, student, loader, recipe.train, device=device, seed=recipe.seed)
     for teacher, config in zip(teachers, recipe.teachers, strict=False):
         teacher.to(device, memory_format=trainer.layout)
@@ -109,7 +114,15 @@ def assemble(
             teacher.shard()
     dtype = choose_dtype(recipe.train.precision, device)
     models = (student, built, compared, method)
-    return Parts(recipe, device, dtype, data, *models, image_size, loader, trainer, on_bad_image)
+    loading = (image_size, loader, trainer, stored, on_bad_image)
+    return Parts(recipe, device, dtype, data, *models, *loading)
+
+
+def _compared(
+    built: Sequence[BuiltTeacher], tables: Sequence[MethodTable]
+) -> tuple[FrozenTeacher, ...]:
+    """The teachers whose class scores a method reads."""
+    return tuple(one.model for n, one in enumerate(built, start=1) if compares(tables, n))
 
 
 def _with_samples(table: MethodTable, num_samples: int) -> MethodTable:
@@ -154,25 +167,48 @@ def _build_student(
     )
 
 
-def _largest_size(*models: StagedModel | FrozenTeacher) -> tuple[int, int]:
-    """The largest of the models' sizes, so that none sees more blur than it must."""
-    sizes = [model.image_size for model in models]
-    return max(size[0] for size in sizes), max(size[1] for size in sizes)
+def largest_size(*sizes: int | tuple[int, int] | None) -> tuple[int, int]:
+    """The largest of several models' (height, width), so that none sees more blur than it must.
+
+    Args:
+        sizes: In pixels; one number stands for both, and None for nothing.
+    """
+    given = [height_width(size) for size in sizes if size is not None]
+    return max(pair[0] for pair in given), max(pair[1] for pair in given)
+
+
+def train_views(recipe: Recipe, data: DataSplits, image_size: tuple[int, int]) -> TrainViews:
+    """Make the views that training shows.
+
+    Args:
+        recipe: How images are varied.
+        data: Where they are.
+        image_size: (height, width) in pixels.
+    """
+    return TrainViews(
+        data.train,
+        num_classes=data.num_classes,
+        image_size=image_size,
+        augment=recipe.augment,
+        label_smoothing=recipe.train.label_smoothing,
+        seed=recipe.seed,
+        bad_images=recipe.data.bad_images,
+    )
 
 
 def train_loader(
     recipe: Recipe,
-    data: DataSplits,
-    image_size: tuple[int, int],
+    views: TrainViews,
+    stored: Sequence[Cache | None] = (),
     *,
     on_bad_image: Callable[[str], None] | None = None,
 ) -> TrainLoader:
     """Make the loader of this rank's share of the training images.
 
     Args:
-        recipe: How they are varied and loaded.
-        data: Where they are.
-        image_size: (height, width) in pixels.
+        recipe: How they are loaded.
+        views: How they are shown.
+        stored: What each teacher said of them.
         on_bad_image: Called with a line for each image that cannot be read.
 
     Raises:
@@ -184,16 +220,6 @@ def train_loader(
             f"train.batch_size {batch_size} does not divide over {ranks} ranks",
             hint=f"choose a multiple of {ranks}",
         )
-    loading = recipe.data.loading
-    views = TrainViews(
-        data.train,
-        num_classes=data.num_classes,
-        image_size=image_size,
-        augment=recipe.augment,
-        label_smoothing=recipe.train.label_smoothing,
-        seed=recipe.seed,
-        bad_images=loading.pop("bad_images"),
-    )
     return TrainLoader(
         views,
         batch_size=batch_size // ranks,
@@ -202,8 +228,14 @@ def train_loader(
         world_size=ranks,
         drop_last=recipe.data.drop_last,
         on_bad_image=on_bad_image,
-        **loading,
+        stored=stored,
+        **_loading(recipe),
     )
+
+
+def _loading(recipe: Recipe) -> dict[str, Any]:
+    """What loaders of training images are told; what becomes of bad ones, their views know."""
+    return {key: value for key, value in recipe.data.loading.items() if key != "bad_images"}
 
 
 def eval_loader(

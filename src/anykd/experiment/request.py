@@ -11,7 +11,7 @@ from anykd.rundir import RunDir
 from .plan import Plan, make_plan
 from .run import Result, run
 
-__all__ = ["distill", "load_recipe", "plan"]
+__all__ = ["distill", "load_recipe", "plan", "read_values"]
 
 
 def distill(
@@ -138,15 +138,29 @@ def load_recipe(
         if directory.recipe.is_file() or not tells_what:
             directory.require_unfinished()
             path = directory.recipe
-    values = read_toml(path) if path is not None else {}
-    for key, value in flags.items():
-        if value is not None:
-            values = _with_flag(values, key, value)
-    values = apply_overrides(values, overrides)
+    values = read_values(path, flags, overrides)
     for table, flag in (("student", "--student (or --model)"), ("data", "--data")):
         if table not in values:
             raise RecipeError(f"no {table} is given", hint=f"give {flag}, or [{table}] in a recipe")
     return Recipe.from_dict(values, source=str(path) if path is not None else "")
+
+
+def read_values(path: Path | None, flags: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Put the tables of a recipe together, which need not be complete.
+
+    Args:
+        path: The file; None starts from nothing.
+        flags: As for `load_recipe`, like the rest.
+        overrides: Such as ``train.epochs=1``.
+
+    Raises:
+        RecipeError: If something is wrong.
+    """
+    values = read_toml(path) if path is not None else {}
+    for key, value in flags.items():
+        if value is not None:
+            values = _with_flag(values, key, value)
+    return apply_overrides(values, overrides)
 
 
 def _with_flag(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from anykd.recipe import Recipe
 from anykd.rundir import RunDir
 
 from .assemble import assemble
+from .cache.use import adopt_views
 from .plan import plan_first
 from .resume import require_same_recipe
 from .running import Result, Running
@@ -45,6 +46,7 @@ def run(
         AnykdError: If something given does not fit, or the plan finds an error; nothing is written
             then.
     """
+    recipe = adopt_views(recipe)
     directory = RunDir(out if out is not None else Path("runs") / _run_name(recipe))
     _require_apart(recipe, directory)
     with launched(device=recipe.train.device) as device, StopSignals() as signals:

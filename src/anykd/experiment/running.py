@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,6 +18,7 @@ from anykd.engine import (
     StopSignals,
     Trainer,
     newest_checkpoint,
+    precision_name,
     save_checkpoint,
 )
 from anykd.environment import describe_environment
@@ -34,8 +34,6 @@ from .scoring import class_names, measure, score_run, score_teachers
 from .teacher_head import save_head
 
 __all__ = ["Result", "Running"]
-
-_PRECISIONS = {None: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,8 @@ class Running:
             )
         for teacher in self.history.teachers:
             found = f"top-1 {teacher['top1']:.2f} %" if "top1" in teacher else "not scored"
-            self.progress.say(f"teacher {teacher['source']}: {found}{_about_head(teacher)}")
+            stored = f"; its outputs come from {teacher['cache']}" if "cache" in teacher else ""
+            self.progress.say(f"teacher {teacher['source']}: {found}{_about_head(teacher)}{stored}")
 
     def _log(self, values: dict[str, Any]) -> None:
         if self.is_first:
@@ -251,7 +250,7 @@ class Running:
             "train_samples": len(parts.data.train),
             "images_per_step": parts.recipe.train.batch_size,
             "parameters": sum(p.numel() for p in parts.student.parameters()),
-            "precision": _PRECISIONS[parts.dtype],
+            "precision": precision_name(parts.dtype),
             "bad_steps": parts.trainer.bad_steps,
             "bad_images": len(parts.loader.bad_images) + len(parts.bad_val_images),
             "seconds": round(history.seconds, 1),

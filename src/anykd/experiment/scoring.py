@@ -116,6 +116,8 @@ def score_teachers(parts: Parts) -> list[dict[str, Any]]:
         said |= {"classes": built.classes.kind}
         if head is not None:
             said |= {"head": asdict(head)}
+        if config.cache is not None:
+            said |= {"cache": config.cache}
         known = built.has_learnt and teacher.num_classes == parts.data.num_classes
         if known and parts.data.val.labels is not None:
             classify = partial(_logits, teacher)

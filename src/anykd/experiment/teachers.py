@@ -29,6 +29,7 @@ from .teacher_head import LinearHead, fit_head, load_head
 __all__ = [
     "BuiltTeacher",
     "Heads",
+    "build_teacher",
     "build_teachers",
     "compares",
     "finetuned_teachers",
@@ -96,12 +97,34 @@ def build_teachers(
     """
     if not any(table.method.needs_teacher for table in tables):
         return ()
-    return tuple(
-        _build_compared(recipe, number, data, device, heads)
-        if compares(tables, number)
-        else _build_seen(recipe, number, data)
-        for number in range(1, len(recipe.teachers) + 1)
-    )
+    numbers = range(1, len(recipe.teachers) + 1)
+    return tuple(build_teacher(recipe, number, tables, data, device, heads) for number in numbers)
+
+
+def build_teacher(
+    recipe: Recipe,
+    number: int,
+    tables: Sequence[MethodTable],
+    data: DataSplits,
+    device: torch.device,
+    heads: Heads | None,
+) -> BuiltTeacher:
+    """Load one of the teachers, as `build_teachers` does.
+
+    Args:
+        recipe: The experiment.
+        number: Of the teacher, counted from 1.
+        tables: As for `build_teachers`, like the rest.
+        data: What is learnt from.
+        device: Where it runs to have a head fitted.
+        heads: Where a new head comes from.
+
+    Raises:
+        AnykdError: If it cannot be had, or its classes are not the data's.
+    """
+    if compares(tables, number):
+        return _build_compared(recipe, number, data, device, heads)
+    return _build_seen(recipe, number, data)
 
 
 def compares(tables: Sequence[MethodTable], number: int) -> bool:
@@ -177,10 +200,13 @@ def _with_new_head(
         model.replace_classifier(nn.Linear(model.width, data.num_classes))
         return BuiltTeacher(FrozenTeacher(model), classes, has_learnt=False)
     kept = heads.directory.teacher_head(number)
+    stored = None if config.cache is None else RunDir(config.cache).teacher_head(1)
 
     def make() -> LinearHead:
         if heads.resumed and kept.is_file():
             return load_head(kept)
+        if stored is not None and stored.is_file():
+            return load_head(stored)  # the one that gave what is stored
         return fit_head(
             FrozenTeacher(model).to(device),
             data,

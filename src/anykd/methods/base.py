@@ -14,7 +14,8 @@ from anykd.config import FrozenConfig
 from anykd.distributed import gather_batch
 from anykd.errors import DataError, RecipeError
 from anykd.models import FrozenTeacher, StagedModel, Views
-from anykd.types import Batch, Features, StepOutput, Terms
+from anykd.models.stored import StoredTeacher
+from anykd.types import Batch, FeaturePart, Features, StepOutput, Terms
 
 from .joins import Join, Place, count_parameters, shape_at
 
@@ -37,9 +38,14 @@ class MethodConfig(FrozenConfig):
     """Factor on the cross-entropy with the labels; 0 trains without labels where the method can."""
 
     @property
+    def reads(self) -> frozenset[FeaturePart]:
+        """What of a teacher's features the terms read; everything, where a method does not say."""
+        return frozenset(("stages", "pooled", "logits"))
+
+    @property
     def reads_logits(self) -> bool:
         """Whether a term compares class scores: then both models must know the same classes."""
-        return True
+        return "logits" in self.reads
 
     @property
     def scores_student(self) -> bool:
@@ -111,6 +117,21 @@ class Method(nn.Module, ABC):
                 hint="both must score the same classes; methods that compare features alone, such "
                 "as rsd, take any teacher",
             )
+        if isinstance(teacher, StoredTeacher):
+            self._require_held(teacher.holds)
+
+    def _require_held(self, holds: frozenset[FeaturePart]) -> None:
+        """Refuse a teacher whose stored answers lack what the terms read."""
+        missing, name = self.reads - holds, type(self).__name__
+        if "stages" in missing:
+            why, advice = self.why_stages()
+            raise RecipeError(why, hint=advice)
+        for part, words, advice in (
+            ("logits", "class scores", "build one that holds them"),
+            ("pooled", "pooled vectors", "build it with --pooled"),
+        ):
+            if part in missing:
+                raise RecipeError(f"the cache holds no {words}, which {name} reads", hint=advice)
 
     @property
     def teacher(self) -> FrozenTeacher:
@@ -129,6 +150,35 @@ class Method(nn.Module, ABC):
         return self.config.sensible_batch
 
     @property
+    def reads(self) -> frozenset[FeaturePart]:
+        """What of the teacher's features the terms read, on some batch at least.
+
+        It follows from student, teacher and config, so that it is known before anything is built.
+        """
+        return self.config.reads
+
+    @property
+    def runs_tail(self) -> bool:
+        """Whether a term runs the teacher's own stage 4 and head, which nothing stored replaces."""
+        return False
+
+    def why_stages(self) -> tuple[str, str]:
+        """Why a term reads the teacher's stages, and what to do where they cannot be had."""
+        name = type(self).__name__
+        return (
+            f"{name} reads the teacher's stages, which no cache holds",
+            f"leave teacher.cache out: {name} needs the live teacher",
+        )
+
+    def taught_by(self, teacher: FrozenTeacher) -> "tuple[Method, ...]":
+        """The methods that learn from a teacher: this one, or those of a combination."""
+        return (self,) if teacher is self._teacher else ()
+
+    def reads_of(self, teacher: FrozenTeacher) -> frozenset[FeaturePart]:
+        """What is read of one teacher's features, by whichever method."""
+        return frozenset().union(*(method.reads for method in self.taught_by(teacher)))
+
+    @property
     def trains_logits(self) -> bool:
         """Whether any term reads the student's class scores.
 
@@ -138,7 +188,7 @@ class Method(nn.Module, ABC):
 
     def forward(self, batch: Batch) -> StepOutput:
         """Run student and teacher once and compute the loss terms of one batch on this rank."""
-        views = Views(batch.images)
+        views = Views(batch.images, batch.stored)
         student, teacher = self.student(views), self.taught(views)
         terms = self.task_terms(student.logits, batch) | self.terms(batch, student, teacher)
         # DistributedDataParallel waits for gradients of all that leads to an output.

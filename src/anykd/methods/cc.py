@@ -8,7 +8,7 @@ from torch import nn
 from anykd.distributed import gather_batch
 from anykd.losses import correlation_loss
 from anykd.models import FrozenTeacher, StagedModel
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -45,14 +45,14 @@ class CC(Method):
         """Width that both sides are mapped to."""
 
         @property
-        def reads_logits(self) -> bool:
-            """Vectors alone are compared."""
-            return False
-
-        @property
         def sensible_batch(self) -> int:
             """Relations of images are compared."""
             return 16
+
+        @property
+        def reads(self) -> frozenset[FeaturePart]:
+            """The vectors."""
+            return frozenset(("pooled",))
 
     config: Config
 

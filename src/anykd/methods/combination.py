@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from anykd.models import FrozenTeacher, StagedModel, Views
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Classifier, Method, MethodConfig
 from .joins import Join
@@ -74,6 +74,20 @@ class Combination(Method):
     def sensible_batch(self) -> int:
         """The largest that any part asks for."""
         return max(part.method.sensible_batch for part in self.parts)
+
+    @property
+    def reads(self) -> frozenset[FeaturePart]:
+        """What any part reads of its teacher."""
+        return frozenset().union(*(part.method.reads for part in self.parts))
+
+    @property
+    def runs_tail(self) -> bool:
+        """Whether any part does."""
+        return any(part.method.runs_tail for part in self.parts)
+
+    def taught_by(self, teacher: FrozenTeacher) -> tuple[Method, ...]:
+        """The methods of the parts that learn from a teacher."""
+        return tuple(part.method for part in self.parts if part.method.teacher is teacher)
 
     @property
     def trains_logits(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, final
 
 from pydantic import PositiveFloat
 
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Method, MethodConfig, Paper
 
@@ -23,6 +23,11 @@ class Control(Method):
 
         task_weight: Annotated[PositiveFloat, Paper("1")] = 1.0
         """Factor on the cross-entropy with the labels, of which control has nothing beside."""
+
+        @property
+        def reads(self) -> frozenset[FeaturePart]:
+            """Nothing of a teacher."""
+            return frozenset()
 
     config: Config
     needs_teacher: ClassVar[bool] = False

@@ -13,7 +13,7 @@ from anykd.distributed import gather_batch
 from anykd.errors import DataError, RecipeError
 from anykd.losses import crd_loss
 from anykd.models import FrozenTeacher, StagedModel
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -73,9 +73,9 @@ class CRD(Method):
         """Width that both sides are mapped to."""
 
         @property
-        def reads_logits(self) -> bool:
-            """Vectors alone are compared."""
-            return False
+        def reads(self) -> frozenset[FeaturePart]:
+            """The vectors."""
+            return frozenset(("pooled",))
 
     config: Config
     rank_identical: ClassVar[tuple[str, ...]] = ("student_memory", "teacher_memory", "seen_labels")

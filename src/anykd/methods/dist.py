@@ -6,7 +6,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 
 from anykd.distributed import gather_batch
 from anykd.losses import dist_loss
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -47,6 +47,11 @@ class DIST(Method):
         def sensible_batch(self) -> int:
             """The images of a class are correlated."""
             return 16 if self.intra_weight else 1
+
+        @property
+        def reads(self) -> frozenset[FeaturePart]:
+            """The class scores."""
+            return frozenset(("logits",))
 
     config: Config
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anykd.losses import dkd_loss
 from anykd.models import FrozenTeacher, StagedModel
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -55,6 +55,11 @@ class DKD(Method):
         def needs_labels(self) -> bool:
             """The target class is a label's."""
             return True
+
+        @property
+        def reads(self) -> frozenset[FeaturePart]:
+            """The class scores."""
+            return frozenset(("logits",))
 
     config: Config
     steps: Tensor

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Annotated, Literal, NamedTuple, final
+from typing import Annotated, Literal, final
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +15,7 @@ from anykd.models import FrozenTeacher, StagedModel, Views
 from anykd.models.batchnorm import batch_statistics_kept
 from anykd.models.branches import initialise
 from anykd.models.fusion import L2G
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Classifier, Method, MethodConfig, Paper
 from .joins import Join
@@ -23,16 +23,6 @@ from .joins import Join
 __all__ = ["FBT"]
 
 _MIN_TEMPERATURE = 0.01
-
-
-class _Knowledge(NamedTuple):
-    """What one party knows of a batch: the vector before its classifier, and its class scores."""
-
-    vector: Float[Tensor, "batch width"]
-    logits: Float[Tensor, "batch classes"]
-
-    def detached(self) -> "_Knowledge":
-        return _Knowledge(self.vector.detach(), self.logits.detach())
 
 
 class _Link(nn.Module):
@@ -47,16 +37,16 @@ class _Link(nn.Module):
 
     def forward(
         self,
-        receiver: _Knowledge,
-        provider: _Knowledge,
+        receiver: Features,
+        provider: Features,
         labels: Float[Tensor, "batch classes"] | Int[Tensor, " batch"] | None,
         log_temperature: Float[Tensor, ""] | None,
     ) -> Terms:
         terms: Terms = {}
         config = self.config
         if log_temperature is not None:
-            own = gather_batch(self.head(receiver.vector))
-            other = gather_batch(provider.vector)
+            own = gather_batch(self.head(receiver.pooled))
+            other = gather_batch(provider.pooled)
             temperature = log_temperature.exp()
             loss = info_nce_loss(own, other, temperature=temperature)
             if config.info_nce == "symmetric":
@@ -163,6 +153,24 @@ class FBT(Method):
             """Only where the OFA terms enhance the target class."""
             return (self.ofa_weight > 0 and self.gamma != 1) or super().needs_labels
 
+        @property
+        def fuses(self) -> bool:
+            """Whether a link leads to or from a fusion."""
+            return self.teacher_fusion_weight > 0 or self.fusion_student_weight > 0
+
+        @property
+        def reads(self) -> frozenset[FeaturePart]:
+            """What the teacher's links compare.
+
+            Where it has no link, its classes still stand in for labels that are missing.
+            """
+            teaches = self.teacher_student_weight > 0 or self.teacher_fusion_weight > 0
+            parts: dict[FeaturePart, bool] = {
+                "pooled": self.info_nce_weight > 0 and teaches,
+                "logits": self.ofa_weight > 0 and (teaches or not self.needs_labels),
+            }
+            return frozenset(part for part, read in parts.items() if read)
+
     config: Config
 
     def __init__(self, student: StagedModel, teacher: FrozenTeacher | None, config: Config) -> None:
@@ -176,10 +184,10 @@ class FBT(Method):
             )
             if weight
         }
-        self.student_first = _student_first(student, self.teacher, config.order)
+        self.student_first = self._student_is_first()
         widths = {"student": student.width, "teacher": self.teacher.width}
         self.l2g = self.classifier = None
-        if any("fusion" in name for name in self.weights):
+        if config.fuses:
             widths["fusion"] = self._build_fusion()
         self.widths = widths
         self.links = nn.ModuleDict()
@@ -192,6 +200,12 @@ class FBT(Method):
         self.log_temperatures = nn.ParameterDict(
             {name: start.clone() for name in names if config.info_nce_weight}
         )
+
+    def _student_is_first(self) -> bool:
+        order = self.config.order
+        if order != "auto":
+            return order == "student_first"
+        return self.student.kind == "conv" or self.teacher.kind != "conv"
 
     def _build_fusion(self) -> int:
         """Make the fusion's own modules and say how wide its vector is."""
@@ -217,6 +231,25 @@ class FBT(Method):
         if self.classifier is not None and not reaches_scores:
             self.classifier.requires_grad_(False)
         return width
+
+    @property
+    def reads(self) -> frozenset[FeaturePart]:
+        """Where the teacher stands in front of the fusion, its stages too."""
+        live = self.config.fuses and not self._student_is_first()
+        return super().reads | (frozenset(("stages",)) if live else frozenset())
+
+    @property
+    def runs_tail(self) -> bool:
+        """Where the teacher's stage 4 ends the fusion."""
+        config = self.config
+        return config.fuses and config.fusion == "full" and self._student_is_first()
+
+    def why_stages(self) -> tuple[str, str]:
+        """The fusion runs them."""
+        return (
+            "FBT puts the teacher first in this pair, so that its stages 1 to 3 must run live",
+            'leave teacher.cache out, or set method.order = "student_first"',
+        )
 
     def joins(self) -> tuple[Join, ...]:
         """The fusion's path, and each link's vectors and class scores."""
@@ -252,10 +285,7 @@ class FBT(Method):
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:
         """Compute the terms of each link."""
         labels = self.target_labels(batch, teacher) if self.config.ofa_weight else None
-        known = {
-            "student": _Knowledge(student.pooled, student.logits),
-            "teacher": _Knowledge(teacher.pooled, teacher.logits),
-        }
+        known = {"student": student, "teacher": teacher}
         if self.l2g is not None:
             known["fusion"] = self._fuse(student, teacher)
         terms: Terms = {}
@@ -263,7 +293,7 @@ class FBT(Method):
             provider_name, receiver = name.split("_")
             provider = known[provider_name]
             if provider_name == "fusion" and self.config.detach_fusion:
-                provider = provider.detached()
+                provider = _detached(provider)
             link = self.links[name](known[receiver], provider, labels, self._log_temperature(name))
             terms |= {f"{name}_{part}": weight * term for part, term in link.items()}
         return terms
@@ -276,19 +306,19 @@ class FBT(Method):
             parameter.clamp_(min=math.log(_MIN_TEMPERATURE))
         return parameter
 
-    def _fuse(self, student: Features, teacher: Features) -> _Knowledge:
+    def _fuse(self, student: Features, teacher: Features) -> Features:
+        """What the fusion knows of a batch: the vector before its classifier, and its scores."""
         assert self.l2g is not None
         front = student if self.student_first else teacher
         stage, prefix = self.l2g(front.stages[2])
         if self.classifier is not None:
             vector = stage.mean(dim=(2, 3))
-            return _Knowledge(vector, self.classifier(vector))
+            return Features((), (), vector, self.classifier(vector))
         tail = self.teacher if self.student_first else self.student
         with batch_statistics_kept(self._behind_l2g):
-            fused = tail.tail(stage, prefix)
-        return _Knowledge(fused.pooled, fused.logits)
+            return tail.tail(stage, prefix)
 
-    def _fuse_views(self, views: Views) -> _Knowledge:
+    def _fuse_views(self, views: Views) -> Features:
         return self._fuse(self.student(views), self.teacher(views))
 
     def companions(self) -> dict[str, Classifier]:
@@ -305,7 +335,5 @@ class FBT(Method):
         return super().no_weight_decay() | own
 
 
-def _student_first(student: StagedModel, teacher: FrozenTeacher, order: str) -> bool:
-    if order != "auto":
-        return order == "student_first"
-    return student.kind == "conv" or teacher.kind != "conv"
+def _detached(features: Features) -> Features:
+    return replace(features, pooled=features.pooled.detach(), logits=features.logits.detach())

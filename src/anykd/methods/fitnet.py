@@ -9,7 +9,7 @@ from anykd.losses import hint_loss, kd_loss
 from anykd.models import FrozenTeacher, StagedModel
 from anykd.models.align import MapAligner
 from anykd.models.branches import initialise
-from anykd.types import Batch, Features, Stage, Terms
+from anykd.types import Batch, FeaturePart, Features, Stage, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -58,9 +58,9 @@ class FitNet(Method):
             return self
 
         @property
-        def reads_logits(self) -> bool:
-            """Only the divergence does."""
-            return self.kd_weight > 0
+        def reads(self) -> frozenset[FeaturePart]:
+            """The stages, and the class scores where the divergence is computed."""
+            return frozenset(("stages", "logits") if self.kd_weight else ("stages",))
 
     config: Config
 

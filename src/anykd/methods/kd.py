@@ -5,7 +5,7 @@ from typing import Annotated, final
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from anykd.losses import kd_loss
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -35,6 +35,11 @@ class KD(Method):
         def scores_student(self) -> bool:
             """Unless its weight is 0."""
             return self.kd_weight > 0
+
+        @property
+        def reads(self) -> frozenset[FeaturePart]:
+            """The class scores."""
+            return frozenset(("logits",))
 
     config: Config
 

@@ -8,7 +8,7 @@ from torch import nn
 from anykd.losses import ofa_loss
 from anykd.models import FrozenTeacher, StagedModel
 from anykd.models.branches import MapBranch, TokenBranch, initialise
-from anykd.types import Batch, Features, Stage, Terms
+from anykd.types import Batch, FeaturePart, Features, Stage, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -91,6 +91,11 @@ class OFA(Method):
         def scores_student(self) -> bool:
             """Only the logits' own term does; branches read stages."""
             return self.kd_weight > 0
+
+        @property
+        def reads(self) -> frozenset[FeaturePart]:
+            """The class scores, whatever learns them."""
+            return frozenset(("logits",))
 
     config: Config
 

@@ -13,7 +13,7 @@ from anykd.models import FrozenTeacher, StagedModel
 from anykd.models.branches import initialise
 from anykd.models.prompts import FeedbackPrompt
 from anykd.models.regions import RegionAwareAttention
-from anykd.types import Batch, Features, Stage, Terms
+from anykd.types import Batch, FeaturePart, Features, Stage, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -124,9 +124,9 @@ class PAT(Method):
             return self
 
         @property
-        def reads_logits(self) -> bool:
-            """Only the divergence does: the guard compares the teacher with itself."""
-            return self.kd_weight > 0
+        def reads(self) -> frozenset[FeaturePart]:
+            """The stages, and the class scores where the divergence is computed."""
+            return frozenset(("stages", "logits") if self.kd_weight else ("stages",))
 
     config: Config
 
@@ -146,14 +146,26 @@ class PAT(Method):
             )
             if config.feedback == "previous":
                 self.register_buffer(f"feedback_stage{stage}", torch.zeros(shape))
-        self.guards_logits = _TAIL_STAGE in config.prompt_stages and self._tail_is_wanted()
+        self.guards_logits = self._tail_is_wanted()
 
     def _tail_is_wanted(self) -> bool:
+        if _TAIL_STAGE not in self.config.prompt_stages:
+            return False
         if self.config.guard == "logits":
             self.teacher.model.require_tail()
             return True
         may = self.config.guard == "auto" and self.teacher.num_prefix_tokens == 0
         return may and self.teacher.model.has_tail
+
+    @property
+    def reads(self) -> frozenset[FeaturePart]:
+        """Where the guard compares class scores, these too."""
+        return super().reads | (frozenset(("logits",)) if self._tail_is_wanted() else frozenset())
+
+    @property
+    def runs_tail(self) -> bool:
+        """Where class scores guard the third stage."""
+        return self._tail_is_wanted()
 
     def joins(self) -> tuple[Join, ...]:
         """What is blended for each stage and what it meets, and the class scores."""

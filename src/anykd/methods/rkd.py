@@ -6,7 +6,7 @@ from pydantic import NonNegativeFloat, model_validator
 
 from anykd.distributed import gather_batch
 from anykd.losses import rkd_angle_loss, rkd_distance_loss
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -43,14 +43,14 @@ class RKD(Method):
             return self
 
         @property
-        def reads_logits(self) -> bool:
-            """Vectors alone are compared."""
-            return False
-
-        @property
         def sensible_batch(self) -> int:
             """Distances and angles between images are compared."""
             return 16
+
+        @property
+        def reads(self) -> frozenset[FeaturePart]:
+            """The vectors."""
+            return frozenset(("pooled",))
 
     config: Config
 

@@ -8,7 +8,7 @@ from torch import nn
 from anykd.distributed import gather_batch
 from anykd.losses import rsd_loss
 from anykd.models import FrozenTeacher, StagedModel
-from anykd.types import Batch, Features, Terms
+from anykd.types import Batch, FeaturePart, Features, Terms
 
 from .base import Method, MethodConfig, Paper
 from .joins import Join
@@ -38,14 +38,14 @@ class RSD(Method):
         """κ: factor on correlations between different coordinates, within the redundancy."""
 
         @property
-        def reads_logits(self) -> bool:
-            """Vectors alone are compared."""
-            return False
-
-        @property
         def sensible_batch(self) -> int:
             """Each coordinate is correlated over the images."""
             return 16
+
+        @property
+        def reads(self) -> frozenset[FeaturePart]:
+            """The vectors."""
+            return frozenset(("pooled",))
 
     config: Config
 

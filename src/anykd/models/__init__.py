@@ -4,6 +4,7 @@ from .listing import describe_model as describe_model
 from .listing import describe_models as describe_models
 from .protocol import Backbone as Backbone
 from .staged import StagedModel as StagedModel
+from .stored import StoredTeacher as StoredTeacher
 from .teacher import FrozenTeacher as FrozenTeacher
 from .views import View as View
 from .views import Views as Views

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from anykd.types import Stored
+
 __all__ = ["View", "Views"]
 
 Images = Float[Tensor, "batch 3 height width_px"]
@@ -50,10 +52,12 @@ class Views:
 
     Args:
         images: RGB in [0, 1], of any size.
+        stored: What teachers are known to say of them, by slot; see `anykd.types.Batch`.
     """
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, stored: tuple[Stored | None, ...] = ()) -> None:
         self.images = images
+        self.stored = stored
         self._resized: dict[tuple[tuple[int, int], str], Tensor] = {}
         self._normalised: dict[View, Tensor] = {}
 

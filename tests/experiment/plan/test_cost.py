@@ -13,6 +13,7 @@ from anykd.experiment import load_recipe
 from anykd.experiment.assemble import Parts, assemble
 from anykd.experiment.plan.cache import cache_size
 from anykd.experiment.plan.cost import measure_cost
+from anykd.experiment.plan.make import preview
 from anykd.experiment.plan.memory import bytes_of, kept_for_backward, optimizer_bytes
 from anykd.experiment.running import Running
 from anykd.methods import METHODS
@@ -186,6 +187,63 @@ class TestCache:
         size = cache_size(parts_of(teacher, *sets, method="fitnet"))
         assert size is not None
         assert (size.logits_bytes, size.stage_bytes) == (0, 64 * 2 * 32 * 4 * 4)
+
+    @pytest.mark.parametrize("views", [1, 5])
+    def test_holds_as_many_views_as_are_asked_for(self, teacher, views):
+        size = cache_size(parts_of(teacher, f"augment.num_views={views}", method="kd"))
+        assert size is not None
+        assert (size.views, size.logits_bytes) == (views, 64 * views * 2 * 4)
+
+    def test_holds_no_stage_that_only_a_student_in_front_has(self, teacher):
+        size = cache_size(parts_of(teacher, method="fbt"))
+        assert size is not None
+        assert (size.logits_bytes, size.pooled_bytes) == (64 * 2 * 2 * 4, 64 * 2 * 2 * 32)
+        assert size.stage_bytes == 0
+
+    @pytest.mark.parametrize(
+        ("method", "sets", "expected"),
+        [
+            ("kd", (), "a cache could take the teacher's place"),
+            (["ofa", "rsd"], (), "a cache could take the teacher's place"),
+            (
+                "fbt",
+                (),
+                "a cache could take the teacher's place; only its tail, stage 4 and head, "
+                "runs live",
+            ),
+            (
+                "fbt",
+                ("method.order=teacher_first",),
+                "needs the live teacher: FBT puts the teacher first in this pair, so that its "
+                "stages 1 to 3 must run live",
+            ),
+            (
+                ["kd", "fitnet"],
+                (),
+                "needs the live teacher: FitNet reads the teacher's stages, which no cache holds",
+            ),
+        ],
+    )
+    def test_says_what_it_could_serve(self, teacher, method, sets, expected):
+        parts = parts_of(teacher, *sets, method=method)
+        size = cache_size(parts)
+        assert size is not None
+        assert size.serves == (expected,)
+        assert expected in preview(parts, findings=()).text(width=160)
+
+    def test_says_so_of_each_teacher(self, teacher):
+        values = {
+            "teacher": [{"name": str(teacher)}, {"name": str(teacher)}],
+            "student.name": "resnet18",
+            "data.source": DATA,
+            "method": [{"name": "kd", "teachers": [1]}, {"name": "fitnet", "teachers": [2]}],
+            "image_size": 32,
+            "train.batch_size": 16,
+        }
+        recipe = load_recipe(None, values, [CNN])
+        text = preview(assemble(recipe, torch.device("cpu")), findings=()).text(width=160)
+        assert "teacher 1: a cache could take the teacher's place" in text
+        assert "teacher 2: needs the live teacher: FitNet reads the teacher's stages" in text
 
     def test_of_nobody_is_none(self, teacher):
         assert cache_size(parts_of(teacher, method="control")) is None

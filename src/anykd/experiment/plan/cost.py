@@ -10,7 +10,7 @@ import torch
 
 from anykd.data.seeded import seeded
 from anykd.data.workers import choose_workers
-from anykd.experiment.assemble import Parts, train_loader
+from anykd.experiment.assemble import Parts, train_loader, train_views
 from anykd.types import Batch
 
 from .steps import Steps
@@ -109,23 +109,13 @@ def _load(parts: Parts) -> tuple[Batch, float]:
     )
     found: list[Batch] = []
     begun, spent = time.perf_counter(), 0.0
-    for batch in train_loader(recipe, parts.data, parts.image_size).batches(0):
+    views = train_views(recipe, parts.data, parts.image_size)
+    for batch in train_loader(recipe, views, parts.stored).batches(0):
         found.append(batch)
         spent = time.perf_counter() - begun
         if len(found) * size >= _LOADED or spent > _LOADING_BUDGET:
             break
-    return _joined(found), spent / (len(found) * size)
-
-
-def _joined(batches: list[Batch]) -> Batch:
-    """All images in one batch; either all of them have labels and indices, or none."""
-    labels = [batch.labels for batch in batches if batch.labels is not None]
-    indices = [batch.indices for batch in batches if batch.indices is not None]
-    return Batch(
-        torch.cat([batch.images for batch in batches]),
-        torch.cat(labels) if labels else None,
-        torch.cat(indices) if indices else None,
-    )
+    return Batch.joined(found), spent / (len(found) * size)
 
 
 def _device_name(device: torch.device) -> str:

@@ -28,6 +28,9 @@ def facts_table(plan: "Plan") -> Table:
             table.add_row(name, said)
     if plan.cache is not None:
         table.add_row("cache", _cache(plan))
+        for number, served in enumerate(plan.cache.serves, start=1):
+            whose = f"teacher {number}: " if len(plan.cache.serves) > 1 else ""
+            table.add_row("", f"{whose}{served}")
     return table
 
 
@@ -67,6 +70,6 @@ def _cache(plan: "Plan") -> str:
     if cache.pooled_bytes:
         parts.append(f"pooled vectors {size(cache.pooled_bytes)}")
     if cache.stage_bytes:
-        parts.append(f"stage maps {size(cache.stage_bytes)}")
+        parts.append(f"stage maps {size(cache.stage_bytes)}, which are never stored")
     of = f"{cache.images:,} images x {views}, float16"
     return f"of the teacher's outputs would take {', '.join(parts) or 'nothing'} ({of})"

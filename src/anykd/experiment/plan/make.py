@@ -10,6 +10,7 @@ from anykd.distributed import world_size
 from anykd.engine import launched
 from anykd.errors import AnykdError, RecipeError
 from anykd.experiment.assemble import Parts, assemble
+from anykd.experiment.cache.use import adopt_views
 from anykd.methods import Method
 from anykd.methods.combination import Combination
 from anykd.recipe import Recipe
@@ -45,6 +46,7 @@ def make_plan(recipe: Recipe, *, steps: int = 5) -> Plan:
                 hint="call it without torchrun",
             )
         try:
+            recipe = adopt_views(recipe)
             try:
                 parts, obstacles = assemble(recipe, device), ()
             except TooFewImagesError as error:

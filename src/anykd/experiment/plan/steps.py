@@ -11,6 +11,7 @@ from anykd.engine import LossScale, Parallel, Stepper, autocast
 from anykd.engine.optim import build_optimizer
 from anykd.experiment.assemble import Parts
 from anykd.methods import Method
+from anykd.models import StoredTeacher
 from anykd.types import Batch
 
 from .memory import bytes_of, kept_for_backward, optimizer_bytes
@@ -86,10 +87,12 @@ class Steps:
         return statistics.median(found) * self.full / self.batch_size * self.parts_a_step
 
     def teacher_seconds(self) -> float:
-        """Seconds that all teachers need for the recipe's batch."""
+        """Seconds that all teachers that run need for the recipe's batch."""
         batch = _repeated(self.images, self.batch_size)
         total = 0.0
         for teacher in self.parts.teachers:
+            if isinstance(teacher, StoredTeacher):
+                continue  # it does not run
             times = []
             for _ in range(2):
                 begun = self._now()
@@ -155,11 +158,7 @@ def _copy(method: Method, parts: Parts) -> Method:
 
 def _repeated(batch: Batch, count: int) -> Batch:
     """As many images as asked for, the same ones again where there are fewer."""
-    rows = torch.arange(count, device=batch.images.device) % len(batch)
-    parts = (batch.images, batch.labels, batch.indices)
-    images, labels, indices = (None if part is None else part[rows] for part in parts)
-    assert images is not None
-    return Batch(images, labels, indices)
+    return batch.rows(torch.arange(count, device=batch.images.device) % len(batch))
 
 
 def _allocated(device: torch.device) -> int:

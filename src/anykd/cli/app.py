@@ -16,6 +16,29 @@ import typer
 from anykd import __version__
 from anykd.errors import AnykdError, StoppedError
 
+from .cache import app as cache_app
+from .options import (
+    BatchSize,
+    Data,
+    Epochs,
+    Force,
+    ImageSize,
+    MethodNames,
+    Out,
+    RecipeArgument,
+    Resume,
+    Seed,
+    Set,
+    Student,
+    Teacher,
+    TeacherCache,
+    TeacherHead,
+    common_flags,
+    distill_flags,
+    is_first,
+    print_once,
+)
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
@@ -24,46 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil any vision teacher into any vision student: CNN, transformer, MLP or hybrid.",
 )
-
-RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (TOML); flags replace parts.")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="digits, cifar100:ROOT, a folder of class folders, synthetic:CLASSESxN."),
-]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Replace one value of the recipe, e.g. train.peak_lr=5e-4."),
-]
-Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Continue the run in --out; begin it where nothing is there."),
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Train in spite of errors that the plan finds.")
-]
-Teacher = Annotated[
-    list[str] | None,
-    typer.Option(help="Run directory, or a model by name with weights. Several may be given."),
-]
-TeacherHead = Annotated[
-    str | None,
-    typer.Option(
-        help="Where the teacher's classes are not the data's: probe fits a linear head on its "
-        "features, finetune trains it first."
-    ),
-]
-Student = Annotated[
-    str | None, typer.Option(help="A model by name (docs/guides/models.md), or a run directory.")
-]
-MethodNames = Annotated[
-    list[str] | None,
-    typer.Option("--method", help="See `anykd methods`. Several: ofa+fitnet. [default: ofa]"),
-]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training set.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images per optimiser step.")]
-ImageSize = Annotated[int | None, typer.Option(help="Pixels that the models see.")]
-Seed = Annotated[int | None, typer.Option(help="Of every random choice but the data's split.")]
+app.add_typer(cache_app, name="cache")
 
 
 def _version(value: bool) -> bool:
@@ -102,6 +86,7 @@ def distill(
     student: Student = None,
     data: Data = None,
     teacher_head: TeacherHead = None,
+    cache: TeacherCache = None,
     method: MethodNames = None,
     out: Out = None,
     epochs: Epochs = None,
@@ -115,8 +100,8 @@ def distill(
     """Train a student from a teacher and write the run to --out."""
     if not method and recipe is None and not _goes_on(resume, out):
         method = ["ofa"]
-    flags = _distill_flags(teacher, student, teacher_head, method)
-    common = _common_flags(data, epochs, batch_size, image_size, seed)
+    flags = distill_flags(teacher, student, teacher_head, method, cache)
+    common = common_flags(data, epochs, batch_size, image_size, seed)
     _train(recipe, flags | common, overrides, out, resume, force)
 
 
@@ -127,6 +112,7 @@ def plan(
     student: Student = None,
     data: Data = None,
     teacher_head: TeacherHead = None,
+    cache: TeacherCache = None,
     method: MethodNames = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -146,8 +132,8 @@ def plan(
 
     if not method and recipe is None:
         method = ["ofa"]
-    flags = _distill_flags(teacher, student, teacher_head, method)
-    common = _common_flags(data, epochs, batch_size, image_size, seed)
+    flags = distill_flags(teacher, student, teacher_head, method, cache)
+    common = common_flags(data, epochs, batch_size, image_size, seed)
     made = make_plan(load_recipe(recipe, flags | common, overrides or []), steps=steps)
     if as_json:
         typer.echo(json.dumps(made.to_dict(), indent=2))
@@ -157,20 +143,6 @@ def plan(
         typer.echo(made.text(width=width, color=color))
     if made.errors:
         raise typer.Exit(2)
-
-
-def _distill_flags(
-    teacher: list[str] | None,
-    student: str | None,
-    teacher_head: str | None,
-    method: list[str] | None,
-) -> dict[str, Any]:
-    return {
-        "teacher.name": teacher or None,
-        "teacher.head": teacher_head,
-        "student.name": student,
-        "method.name": [name for names in method for name in names.split("+")] if method else None,
-    }
 
 
 @app.command()
@@ -193,24 +165,8 @@ def train(
     """Train one model with labels alone, a teacher or a baseline, and write the run to --out."""
     goes_on = _goes_on(resume, out)
     flags = {"student.name": model, "method.name": None if goes_on else "control"}
-    common = _common_flags(data, epochs, batch_size, image_size, seed)
+    common = common_flags(data, epochs, batch_size, image_size, seed)
     _train(recipe, flags | common, overrides, out, resume, force)
-
-
-def _common_flags(
-    data: str | None,
-    epochs: int | None,
-    batch_size: int | None,
-    image_size: int | None,
-    seed: int | None,
-) -> dict[str, Any]:
-    return {
-        "data.source": data,
-        "train.epochs": epochs,
-        "train.batch_size": batch_size,
-        "image_size": image_size,
-        "seed": seed,
-    }
 
 
 def _goes_on(resume: bool, out: Path | None) -> bool:
@@ -239,17 +195,7 @@ def _train(
         said = f"agreement with the teacher {found['agreement']:.2f} %"
     else:
         said = "trained, and not scored: there is nothing to score it by"
-    _print_once(f"{said}  {result.path}")
-
-
-def _print_once(text: str) -> None:
-    """Print a result; under torchrun on the first rank alone."""
-    if _is_first():
-        typer.echo(text)
-
-
-def _is_first() -> bool:
-    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+    print_once(f"{said}  {result.path}")
 
 
 @app.command()
@@ -277,7 +223,7 @@ def evaluate(
         split=split,
         overrides=overrides or [],
     )
-    _print_once(
+    print_once(
         f"top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  "
         f"loss {found.loss:.4f}  {found.num_samples} images"
     )
@@ -338,7 +284,7 @@ def main() -> None:
     try:
         app()
     except StoppedError as stopped:
-        if _is_first():
+        if is_first():
             typer.echo(str(stopped), err=True)
         sys.exit(stopped.status)
     except AnykdError as error:

@@ -1,0 +1,131 @@
+"""A cache in a teacher's place: the views that it asks for, and whether it fits."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from anykd.data import TrainViews
+from anykd.data.cache import Cache, Manifest
+from anykd.errors import CacheError
+from anykd.experiment.teachers import BuiltTeacher
+from anykd.models import StoredTeacher
+from anykd.recipe import Recipe
+
+from .manifest import data_part, describe_teacher, describe_views
+
+__all__ = ["adopt_views", "open_cache", "with_caches"]
+
+
+def adopt_views(recipe: Recipe) -> Recipe:
+    """Let a run show the views that its teachers' outputs are stored for, where it says no others.
+
+    That holds for its control arm too: the arms of a comparison see the same images.
+
+    Args:
+        recipe: The experiment.
+
+    Raises:
+        CacheError: If there is no such cache, or it is not finished.
+    """
+    for config in recipe.teachers:
+        if config.cache is None:
+            continue
+        views = open_cache(config.cache).manifest.views
+        augment = recipe.augment
+        told = {"num_views": views.num_views, "view_seed": views.seed}
+        update = {key: value for key, value in told.items() if getattr(augment, key) is None}
+        recipe = recipe.model_copy(update={"augment": augment.model_copy(update=update)})
+    return recipe
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Open a finished cache.
+
+    Raises:
+        CacheError: If there is none, or it is not finished.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise CacheError(
+            f"there is no cache at {path}",
+            hint=f"build it: anykd cache build RECIPE --out {path}",
+        )
+    return Cache(folder)
+
+
+def with_caches(
+    recipe: Recipe, built: Sequence[BuiltTeacher], views: TrainViews
+) -> tuple[tuple[BuiltTeacher, ...], tuple[Cache | None, ...]]:
+    """Put stored outputs in the place of the teachers that have some.
+
+    Args:
+        recipe: The experiment.
+        built: Its teachers, loaded, and with the heads that they teach with.
+        views: What training shows.
+
+    Returns:
+        The teachers, and what is stored of each; nothing where none has a cache.
+
+    Raises:
+        CacheError: If a cache is not of this teacher, these images or these views.
+    """
+    configs = recipe.teachers[: len(built)]
+    if not any(config.cache for config in configs):
+        return tuple(built), ()
+    teachers, caches = [], []
+    for slot, (one, config) in enumerate(zip(built, configs, strict=True)):
+        cache = None
+        if config.cache is not None:
+            cache = open_cache(config.cache)
+            _require_fit(cache, one, config.name, recipe, views)
+            one = replace(one, model=_stored(one, cache.manifest, slot))
+        teachers.append(one)
+        caches.append(cache)
+    return tuple(teachers), tuple(caches)
+
+
+def _stored(built: BuiltTeacher, manifest: Manifest, slot: int) -> StoredTeacher:
+    teacher, holds = built.model, manifest.codec.parts
+    return StoredTeacher(
+        teacher.model,
+        teacher.classes,
+        slot=slot,
+        has_logits="logits" in holds,
+        has_pooled="pooled" in holds,
+    )
+
+
+def _require_fit(
+    cache: Cache, built: BuiltTeacher, name: str, recipe: Recipe, views: TrainViews
+) -> None:
+    """Refuse a cache of another teacher, of other images or of other views of them."""
+    manifest = cache.manifest
+    if views.count is None:
+        raise CacheError(
+            f"the run shows new views in every epoch, and {cache.path} holds "
+            f"{manifest.views.num_views} of each image",
+            hint="leave augment.num_views out, so that it follows from the cache",
+        )
+    asked = manifest.model_copy(
+        update={
+            "teacher": describe_teacher(built.model, name),
+            "data": data_part(views, recipe.data.source),
+            "views": describe_views(views),
+            "num_slots": views.num_slots,
+        }
+    )
+    misfits = manifest.misfits(asked)
+    if misfits:
+        raise CacheError(
+            f"{cache.path} does not fit this run: {'; '.join(misfits)}",
+            hint=_way_out(misfits),
+        )
+
+
+def _way_out(misfits: Sequence[str]) -> str:
+    first = misfits[0].partition(":")[0]
+    if first in ("views.num_views", "views.seed"):
+        return "leave augment.num_views and augment.view_seed out: they follow from the cache"
+    if first == "views.image_size":
+        return "build it for the larger of both models' sizes: anykd cache build with --student"
+    return "build one for this run: anykd cache build, or leave teacher.cache out"
