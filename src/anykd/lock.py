@@ -40,8 +40,9 @@ def held(folder: Path) -> Iterator[None]:
         number = _lock(path)
     _held.add(folder)
     try:
-        os.truncate(number, 0)
-        os.write(number, _this_process().encode())
+        with written(folder):
+            os.truncate(number, 0)
+            os.write(number, _this_process().encode())
         yield
     finally:
         _held.remove(folder)

@@ -31,7 +31,10 @@ __all__ = [
 RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (TOML); flags replace parts.")]
 Data = Annotated[
     str | None,
-    typer.Option(help="digits, cifar100:ROOT, a folder of class folders, synthetic:CLASSESxN."),
+    typer.Option(
+        help="Folder of class folders, digits, synthetic:CLASSESxN, cifar100[:ROOT] or another set "
+        "of torchvision, hf:NAME[@SPLIT], parquet:PATH, or wds:URL (docs/guides/data.md)."
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory.")]
 Set = Annotated[

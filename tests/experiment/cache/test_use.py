@@ -299,6 +299,15 @@ class TestRefused:
         with pytest.raises(CacheError, match=r"teacher\.weights: \w{8}… in the cache, \w{8}… here"):
             parts(other, exact)
 
+    def test_the_same_weights_in_a_model_that_computes_something_else(self, tmp_path):
+        vit = teacher(tmp_path, VIT)
+        path = cache(tmp_path / "cache", vit)
+        table = {"name": str(vit), "cache": str(path), "options": {"act_layer": "relu"}}
+        asked = recipe(teacher=table, method={"name": "kd"})
+        with pytest.raises(CacheError, match="the teacher says something else now") as caught:
+            assemble(adopt_views(asked), CPU)
+        assert "options that the cache was built with" in caught.value.hint
+
     def test_the_same_weights_elsewhere_fit(self, cnn, exact, tmp_path):
         moved = tmp_path / "moved"
         shutil.copytree(cnn, moved)

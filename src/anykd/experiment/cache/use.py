@@ -8,12 +8,17 @@ from anykd.data import TrainViews
 from anykd.data.cache import Cache, Manifest
 from anykd.errors import CacheError
 from anykd.experiment.teachers import BuiltTeacher
-from anykd.models import StoredTeacher
+from anykd.models import FrozenTeacher, StoredTeacher
 from anykd.recipe import Recipe
+from anykd.types import Stored
 
+from .compare import compare, tolerated
 from .manifest import data_part, describe_teacher, describe_views
 
 __all__ = ["adopt_views", "open_cache", "with_caches"]
+
+_ASKED = 4
+"""Images that the live teacher looks at before a run; an even number, since they may be mixed."""
 
 
 def adopt_views(recipe: Recipe) -> Recipe:
@@ -119,6 +124,28 @@ def _require_fit(
         raise CacheError(
             f"{cache.path} does not fit this run: {'; '.join(misfits)}",
             hint=_way_out(misfits),
+        )
+    _require_same_answers(cache, built.model, views)
+
+
+def _require_same_answers(cache: Cache, teacher: FrozenTeacher, views: TrainViews) -> None:
+    """Ask the live teacher about a few images: what a name and weights do not tell, it shows.
+
+    Such as an option of the architecture, or a library that computes another activation.
+    """
+    slots = list(range(min(_ASKED, views.num_slots)))
+    images = views.show(0, views.layout(0)[slots].tolist()).images
+    answer = teacher(images.to(teacher.model.mean.device))
+    live = Stored(answer.logits.float().cpu(), answer.pooled.float().cpu())
+    found = compare(cache.manifest.codec, cache.records(0, slots), live)
+    most_logits, most_pooled = tolerated(cache.manifest, found)
+    if found.logits.max() > most_logits or found.pooled.max() > most_pooled:
+        raise CacheError(
+            f"{cache.path} is of this teacher's weights, but the teacher says something else now: "
+            f"class scores differ by up to {found.logits.max():.3g}, pooled values by up to "
+            f"{found.pooled.max():.3g}",
+            hint="give the teacher the options that the cache was built with (its recipe.toml), or "
+            f"see `anykd cache verify {cache.path}`",
         )
 
 

@@ -4,12 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from anykd.data import ReplayLoader
-from anykd.data.cache import Cache, Codec
+from anykd.data.cache import Cache
 from anykd.distributed import world_size
 from anykd.engine import launched
 from anykd.errors import CacheError
@@ -18,16 +15,13 @@ from anykd.recipe import Recipe, read_toml
 from anykd.rundir import RunDir
 from anykd.types import Stored
 
+from .compare import Differences, compare, tolerated
 from .source import CacheSource, open_source
 from .use import open_cache
 
 __all__ = ["Verification", "verify_cache"]
 
 _BATCH = 64
-_EXPECTED = {"float32": 2e-3, "bf16": 5e-2, "fp16": 1e-2}
-"""Largest difference between two times that a teacher looks at an image, as a share of the range of
-its answer: in other batches, on other processors, with other kernels."""
-_ROUNDING = {"float16": 2**-10, "float32": 2**-22}
 
 
 @dataclass(frozen=True)
@@ -137,13 +131,12 @@ def _compare(cache: Cache, source: CacheSource, samples: int, seed: int) -> Veri
     loading = dict(source.recipe.data.loading)
     loading.pop("bad_images")
     batches = ReplayLoader(source.views, **loading).batches(chosen)
-    found: list[_Differences] = []
+    found: list[Differences] = []
     for (view, slots), batch in zip(chosen, batches, strict=True):
         answer = source.answer(batch)
         live = Stored(answer.logits.float().cpu(), answer.pooled.float().cpu())
-        found.append(_differences(codec, cache.records(view, slots), live))
-    joined = _Differences(*(torch.cat(parts) for parts in zip(*map(_fields, found), strict=True)))
-    return _verdict(cache, source, joined, chosen, damaged)
+        found.append(compare(codec, cache.records(view, slots), live))
+    return _verdict(cache, source, Differences.joined(found), chosen, damaged)
 
 
 def _choose(cache: Cache, samples: int, rng: np.random.Generator) -> list[tuple[int, list[int]]]:
@@ -160,53 +153,10 @@ def _choose(cache: Cache, samples: int, rng: np.random.Generator) -> list[tuple[
     return found
 
 
-@dataclass(frozen=True)
-class _Differences:
-    """Of each sample."""
-
-    logits: Float[Tensor, " samples"]
-    mass: Float[Tensor, " samples"]
-    pooled: Float[Tensor, " samples"]
-    agrees: Float[Tensor, " samples"]
-    range_logits: Float[Tensor, " samples"]
-    range_pooled: Float[Tensor, " samples"]
-
-
-def _fields(differences: _Differences) -> tuple[Tensor, ...]:
-    return tuple(vars(differences).values())
-
-
-def _differences(codec: Codec, records: np.ndarray, live: Stored) -> _Differences:
-    stored = codec.decode(records)
-    nothing = torch.zeros(len(records))
-    logits = mass = pooled = range_logits = range_pooled = nothing
-    agrees = torch.ones(len(records))
-    if stored.logits is not None:
-        assert live.logits is not None
-        ours = stored.logits - stored.logits.amax(dim=1, keepdim=True)
-        theirs = live.logits - live.logits.amax(dim=1, keepdim=True)
-        agrees = (ours.argmax(dim=1) == theirs.argmax(dim=1)).float()
-        kept = torch.ones_like(ours, dtype=torch.bool)
-        if codec.top_k is not None:
-            classes = torch.from_numpy(records["classes"].astype(np.int64))
-            kept = torch.zeros_like(kept).scatter_(1, classes, True)
-            ours_rest, theirs_rest = (
-                (each.softmax(dim=1) * ~kept).sum(dim=1) for each in (ours, theirs)
-            )
-            mass = (ours_rest - theirs_rest).abs()
-        logits = ((ours - theirs).abs() * kept).amax(dim=1)
-        range_logits = (theirs.abs() * kept).amax(dim=1)
-    if stored.pooled is not None:
-        assert live.pooled is not None
-        pooled = (stored.pooled - live.pooled).abs().amax(dim=1)
-        range_pooled = live.pooled.abs().amax(dim=1)
-    return _Differences(logits, mass, pooled, agrees, range_logits, range_pooled)
-
-
 def _verdict(
     cache: Cache,
     source: CacheSource,
-    found: _Differences,
+    found: Differences,
     chosen: list[tuple[int, list[int]]],
     damaged: tuple[str, ...],
 ) -> Verification:
@@ -214,8 +164,6 @@ def _verdict(
     places = [(view, slot) for view, slots in chosen for slot in slots]
     view, slot = places[int((found.logits + found.pooled).argmax())]
     key = source.views.reader.key(int(source.views.layout(view)[slot]))
-    share = _EXPECTED[cache.manifest.precision] + _ROUNDING[codec.dtype]
-    ranges = (float(found.range_logits.max()), float(found.range_pooled.max()))
     has_logits = bool(codec.num_classes)
     return Verification(
         samples=len(places),
@@ -224,6 +172,6 @@ def _verdict(
         mass=float(found.mass.max()) if codec.top_k is not None else None,
         pooled=float(found.pooled.max()) if codec.pooled_width else None,
         agreement=100 * float(found.agrees.mean()) if has_logits else None,
-        tolerated=(share * ranges[0], share * ranges[1]),
+        tolerated=tolerated(cache.manifest, found),
         worst=f"{key}, view {view}",
     )
