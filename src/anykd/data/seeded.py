@@ -8,7 +8,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 
-__all__ = ["Stream", "seeded"]
+__all__ = ["Stream", "generators_kept", "seed_generators", "seeded"]
 
 
 class Stream(IntEnum):
@@ -42,17 +42,33 @@ def seeded(*key: int) -> Iterator[None]:
     Args:
         key: Whole numbers, not negative.
     """
+    with generators_kept():
+        seed_generators(*key)
+        yield
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leave the global generators of Python, NumPy and torch's CPU as they were before."""
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     torch_state = torch.get_rng_state()
-    words = np.random.SeedSequence(key).generate_state(8)
-    random.seed(words.tobytes())
-    np.random.seed(words)
-    # Not torch.manual_seed: that would also seed the accelerators, which training draws from.
-    torch.default_generator.manual_seed(int.from_bytes(words[:2].tobytes(), "little"))
     try:
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
+
+
+def seed_generators(*key: int) -> None:
+    """Let the three follow from a key from now on; within `generators_kept`.
+
+    Args:
+        key: Whole numbers, not negative.
+    """
+    words = np.random.SeedSequence(key).generate_state(8)
+    random.seed(words.tobytes())
+    np.random.seed(words)
+    # Not torch.manual_seed: that would also seed the accelerators, which training draws from.
+    torch.default_generator.manual_seed(int.from_bytes(words[:2].tobytes(), "little"))

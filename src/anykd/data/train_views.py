@@ -15,7 +15,7 @@ from torch import Tensor
 from .augment import AugmentConfig
 from .faults import BadImagePolicy, StandIns, read_samples
 from .reader import Reader, Sample
-from .seeded import Stream, seeded
+from .seeded import Stream, generators_kept, seed_generators
 from .views import View, erase_, train_view
 
 __all__ = ["Shown", "TrainViews", "in_unit_range"]
@@ -135,10 +135,11 @@ class TrainViews:
         """
         stand_in = partial(self._stand_ins, number)
         samples, bad = read_samples(self.reader, positions, policy=self.policy, stand_in=stand_in)
-        images = in_unit_range([self._crop(number, sample) for sample in samples])
-        self._erase(number, samples, images)
         classes = torch.tensor([sample.label or 0 for sample in samples])
-        labels = self._mixed(number, positions, images, classes)
+        with generators_kept():  # once: keeping them takes longer than seeding them
+            images = in_unit_range([self._crop(number, sample) for sample in samples])
+            self._erase(number, samples, images)
+            labels = self._mixed(number, positions, images, classes)
         if self.reader.labels is None:
             labels = None
         indices = torch.tensor([sample.index for sample in samples])
@@ -149,14 +150,14 @@ class TrainViews:
         return Shown(images, labels, indices, places, bad)
 
     def _crop(self, number: int, sample: Sample) -> Tensor:
-        with seeded(self.seed, Stream.VIEW, number, sample.index):
-            return self._view(sample.image)
+        seed_generators(self.seed, Stream.VIEW, number, sample.index)
+        return self._view(sample.image)
 
     def _erase(self, number: int, samples: Sequence[Sample], images: Tensor) -> None:
         if self._erasing:
             for sample, image in zip(samples, images, strict=True):
-                with seeded(self.seed, Stream.ERASE, number, sample.index):
-                    erase_(image, self._erasing)
+                seed_generators(self.seed, Stream.ERASE, number, sample.index)
+                erase_(image, self._erasing)
 
     def _mixed(
         self, number: int, positions: Sequence[int], images: Tensor, classes: Tensor
@@ -169,8 +170,8 @@ class TrainViews:
         labels = []
         for first in range(0, len(positions), 2):
             pair = slice(first, first + 2)
-            with seeded(self.seed, Stream.MIX, number, min(positions[pair])):
-                labels.append(self._mix(images[pair], classes[pair])[1])
+            seed_generators(self.seed, Stream.MIX, number, min(positions[pair]))
+            labels.append(self._mix(images[pair], classes[pair])[1])
         return torch.cat(labels)
 
 

@@ -108,8 +108,8 @@ def erase_(image: Float[Tensor, "3 height width"], probability: float) -> None:
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     """Keep so many bits of each channel.
 
-    At its largest magnitude RandAugment asks for none, which is a black image; Pillow 13 refuses it,
-    and a run would break off after some thousand images.
+    At its largest magnitude RandAugment asks for none, which is a black image. Pillow 13 refuses
+    that, and a run would break off after some hundred images.
     """
     if bits >= 8:
         return image
