@@ -1,5 +1,6 @@
 """What training shows of a data set: each view a pure function of (seed, number, image)."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -98,6 +99,13 @@ class TrainViews:
     def num_slots(self) -> int:
         """Images of one view: all, or all but one where an odd number of them is mixed in pairs."""
         return len(self.reader) - (len(self.reader) % 2 if self.paired else 0)
+
+    def with_stand_ins(self) -> "TrainViews":
+        """The same views where every slot has an image: instead of dropping one, replace it."""
+        views = copy.copy(self)
+        if views.policy == "drop":
+            views.policy = "replace"
+        return views
 
     def number(self, epoch: int) -> int:
         """The view that an epoch shows, counted from 0 as epochs are."""

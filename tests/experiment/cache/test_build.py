@@ -246,6 +246,21 @@ class TestSeveralStarts:
 
 
 class TestVerify:
+    def test_names_every_file_that_is_missing_or_cut_off_and_a_build_mends_them(
+        self, cnn, tmp_path
+    ):
+        path = cache(tmp_path / "cache", cnn)
+        before = records(path)
+        first, second, *_ = sorted(path.glob("view-*.npy"))
+        first.unlink()
+        second.write_bytes(second.read_bytes()[:-3])
+        done = anykd("cache", "verify", path)
+        assert done.code == 2
+        assert f"2 damaged files: {first.name}, {second.name}; remove them" in done.out
+        cache(path, cnn)
+        assert records(path) == before
+        assert verify_cache(path).holds
+
     def test_names_a_damaged_file(self, cnn, tmp_path):
         path = cache(tmp_path / "cache", cnn)
         file = sorted(path.glob("view-*.npy"))[1]

@@ -355,3 +355,35 @@ class TestRefused:
 def test_the_fingerprint_is_of_the_training_images_alone(exact):
     train_images = open_data(recipe().data).train
     assert Cache(exact).manifest.data.fingerprint == train_images.fingerprint
+
+
+class TestBrokenImages:
+    """A stand-in's answer belongs to the place of the image that it stands for."""
+
+    @pytest.mark.parametrize(
+        ("policy", "preset"), [("replace", "cnn"), ("replace", "vit"), ("drop", "cnn")]
+    )
+    def test_bring_the_answers_to_what_is_shown_instead(
+        self, policy, preset, cnn, tmp_path, write_images
+    ):
+        write_images("data/val", **{f"pattern {number}": 2 for number in range(4)})
+        write_images("data/train", **{f"pattern {number}": 6 for number in range(4)})
+        folder = tmp_path / "data"
+        for name in ("pattern 0/2.png", "pattern 2/0.png", "pattern 2/1.png"):
+            (folder / "train" / name).write_bytes(b"no image")
+        tables: dict[str, Any] = {
+            "data": {"source": str(folder), "bad_images": policy, "max_bad_fraction": 0.5},
+            "augment": {"preset": preset},
+        }
+        path = cache(tmp_path / "cache", cnn, dtype="float32", **tables)
+        table = {"name": str(cnn), "cache": str(path)}
+        live = FrozenTeacher(create_staged(str(cnn)))
+        asked = recipe(teacher=table, method={"name": "kd"}, train={"batch_size": 6}, **tables)
+        made = assemble(adopt_views(asked), CPU)
+        for epoch in range(3):
+            for batch in made.loader.batches(epoch):
+                logits = stored_of(batch).logits
+                assert logits is not None
+                expected = live(batch.images).logits.softmax(1)
+                torch.testing.assert_close(logits.softmax(1), expected, rtol=0, atol=1e-5)
+        assert len(made.loader.bad_images) == 3

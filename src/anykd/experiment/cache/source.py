@@ -109,7 +109,7 @@ def open_source(recipe: Recipe, device: torch.device, heads: Heads, *, number: i
     alone = alone.model_copy(update={"student": student})
     built.model.to(device, memory_format=_layout(recipe))
     dtype = choose_dtype(recipe.train.precision, device)
-    views = train_views(alone, data, size)
+    views = train_views(alone, data, size).with_stand_ins()
     return CacheSource(alone, built, data, views, reads, device, dtype)
 
 

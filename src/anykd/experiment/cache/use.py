@@ -74,6 +74,7 @@ def with_caches(
     Raises:
         CacheError: If a cache is not of this teacher, these images or these views.
     """
+    views = views.with_stand_ins()
     configs = recipe.teachers[: len(built)]
     if not any(config.cache for config in configs):
         return tuple(built), ()
