@@ -8,12 +8,13 @@ import torch
 
 from anykd.distributed import from_first_rank, rank, wait_for_all
 from anykd.engine import StopSignals, begun_before_restart, launched, note_begun
-from anykd.errors import RecipeError, StoppedError
+from anykd.errors import StoppedError
 from anykd.models import create_staged
 from anykd.progress import Progress
 from anykd.recipe import Recipe
 from anykd.rundir import RunDir
 
+from .apart import require_apart
 from .assemble import assemble
 from .cache.use import adopt_views
 from .plan import plan_first
@@ -48,7 +49,7 @@ def run(
     """
     recipe = adopt_views(recipe)
     directory = RunDir(out if out is not None else Path("runs") / _run_name(recipe))
-    _require_apart(recipe, directory)
+    require_apart(recipe, directory.path, "run")
     with launched(device=recipe.train.device) as device, StopSignals() as signals:
         try:
             with directory.hold() if rank() == 0 else nullcontext():
@@ -97,16 +98,6 @@ def _begin_or_go_on(
     if goes_on:
         return running.resume(brief=brief)
     return running.start(force=force, brief=brief)
-
-
-def _require_apart(recipe: Recipe, directory: RunDir) -> None:
-    """Refuse a run inside the folder of its images, where it would be a class of its own."""
-    source = Path(recipe.data.source).expanduser()
-    if source.is_dir() and directory.path.resolve().is_relative_to(source.resolve()):
-        raise RecipeError(
-            f"the run {directory.path} would lie inside its own data, {source}",
-            hint="give a folder elsewhere: --out DIR",
-        )
 
 
 def _how_it_stands(directory: RunDir, stopped: StoppedError) -> str:

@@ -136,6 +136,9 @@ def _build_seen(recipe: Recipe, number: int, data: DataSplits) -> BuiltTeacher:
     """A teacher of which features alone are compared."""
     config = recipe.teachers[number - 1]
     model = load_with_weights(config, recipe.image_size, data.num_classes, new_head=True)
+    stored = _stored_head(config)
+    if stored is not None:
+        model.replace_classifier(load_head(stored).as_layer())  # it is of the cache's teacher
     classes = TeacherClasses("none needed", model.num_classes)
     if config.head is not None or config.classes is not None:
         asked = "head" if config.head is not None else "classes"
@@ -200,12 +203,12 @@ def _with_new_head(
         model.replace_classifier(nn.Linear(model.width, data.num_classes))
         return BuiltTeacher(FrozenTeacher(model), classes, has_learnt=False)
     kept = heads.directory.teacher_head(number)
-    stored = None if config.cache is None else RunDir(config.cache).teacher_head(1)
+    stored = _stored_head(config)
 
     def make() -> LinearHead:
         if heads.resumed and kept.is_file():
             return load_head(kept)
-        if stored is not None and stored.is_file():
+        if stored is not None:
             return load_head(stored)  # the one that gave what is stored
         return fit_head(
             FrozenTeacher(model).to(device),
@@ -220,6 +223,14 @@ def _with_new_head(
     head = from_first_rank(make)
     model.replace_classifier(head.as_layer())
     return BuiltTeacher(FrozenTeacher(model), replace(classes, head=head.scores), head)
+
+
+def _stored_head(config: TeacherConfig) -> Path | None:
+    """The head that was fitted for the teacher of a cache; None without one."""
+    if config.cache is None or config.head is None:
+        return None
+    path = RunDir(Path(config.cache).expanduser()).teacher_head(1)
+    return path if path.is_file() else None
 
 
 def load_with_weights(

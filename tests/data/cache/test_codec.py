@@ -315,3 +315,16 @@ class TestRecord:
 def test_what_cannot_be_stored_is_refused(options, message):
     with pytest.raises(ValidationError, match=message):
         Codec(**options)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("classes", 10), ("scores", np.nan), ("rest", np.inf), ("pooled", np.nan)]
+)
+def test_a_record_that_nobody_wrote_is_refused_in_words(field, value):
+    codec = Codec(num_classes=10, top_k=3, pooled_width=2)
+    records = codec.encode(torch.randn(4, 10), torch.randn(4, 2))
+    codec.decode(records)
+    records[field][2] = value
+    with pytest.raises(CacheError, match="a record of the cache is damaged") as caught:
+        codec.decode(records)
+    assert "cache verify" in caught.value.hint

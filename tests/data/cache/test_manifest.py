@@ -129,8 +129,9 @@ def test_a_build_goes_on_only_with_what_is_stored_in_the_same_way():
 class TestRead:
     def test_gives_back_what_was_written(self, tmp_path):
         path = tmp_path / "manifest.json"
+        shards = {shard.name: OTHER for shard in manifest().layout.shards}
         what = manifest(
-            teacher_classes=(4, 2), shards={"a.npy": OTHER}, built={"when": "today", "seconds": 1.5}
+            teacher_classes=(4, 2), shards=shards, built={"when": "today", "seconds": 1.5}
         )
         path.write_text(what.to_json())
         assert Manifest.read(path) == what.model_copy(
@@ -170,6 +171,25 @@ class TestRead:
         path.write_bytes(b"\xff\xfe")
         with pytest.raises(CacheError, match="is broken: 'utf-8' codec"):
             Manifest.read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_slots": 10**15}, "files are more than a cache has"),
+        ({"views": {"num_views": 10**9}}, "files are more than a cache has"),
+        ({"codec": {"pooled_width": 10**12}}, "pooled_width"),
+        ({"shards": {"../../etc/passwd": OTHER}}, "shards are not the files"),
+    ],
+)
+def test_refuses_what_somebody_has_changed(tmp_path, changes, said):
+    values = _json(manifest().model_dump(mode="json"))
+    for key, value in changes.items():
+        values[key] = values[key] | value if isinstance(value, dict) else value
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(CacheError, match=said):
+        Manifest.read(path)
 
 
 def test_a_digest_is_one():

@@ -12,7 +12,7 @@ import torch
 
 from anykd.data.cache import Cache
 from anykd.errors import CacheError, RecipeError
-from anykd.experiment import build_cache, describe_cache, verify_cache
+from anykd.experiment import build_cache, describe_cache, run, verify_cache
 from anykd.experiment.assemble import assemble
 from anykd.experiment.cache.use import adopt_views
 from anykd.experiment.teachers import Heads
@@ -102,6 +102,12 @@ class TestCommands:
         assert hint in done.err.splitlines()[1]
         assert not (tmp_path / "cache").exists()
 
+    def test_not_inside_the_images(self, cnn, tmp_path, write_images):
+        write_images("data", cat=3, dog=3)
+        flags = ["--teacher", cnn, "--data", tmp_path / "data", "--views", 1]
+        done = anykd("cache", "build", *flags, "--out", tmp_path / "data" / "cache")
+        assert (done.code, "would lie inside its own data" in done.err) == (2, True)
+
     def test_no_folder_is_given(self, cnn):
         done = anykd("cache", "build", "--teacher", cnn, *FLAGS, "--views", 2)
         assert (done.code, "no folder is given" in done.err) == (2, True)
@@ -110,6 +116,16 @@ class TestCommands:
     def test_a_folder_that_is_no_cache(self, what, tmp_path):
         done = anykd("cache", what, tmp_path)
         assert (done.code, "holds no cache" in done.err) == (2, True)
+
+    def test_a_build_does_not_go_on_with_other_options_of_the_teacher(self, cnn, tmp_path):
+        path = cache(tmp_path / "cache", cnn)
+        of = recipe(
+            teacher={"name": str(cnn), "options": {"act_layer": "gelu"}},
+            student={"name": str(cnn), "pretrained": True, "options": {"act_layer": "gelu"}},
+            augment={"num_views": 2, "view_seed": 3},
+        )
+        with pytest.raises(CacheError, match=r"holds another cache: teacher\.options\.act_layer"):
+            build_cache(of, path)
 
     def test_another_cache_is_not_overwritten(self, cnn, tmp_path):
         path = cache(tmp_path / "cache", cnn)
@@ -147,13 +163,18 @@ class TestWhatIsStored:
         run = train(tmp_path / "run", cnn, path, "kd", **options)
         assert len(terms(run)) == 2 * 2
 
+    def test_a_single_image_will_do(self, cnn, tmp_path):
+        path = cache(tmp_path / "cache", cnn, data={"limit": 1})
+        assert verify_cache(path).holds
+
     def test_of_a_teacher_with_another_head_is_what_that_head_says(self, tmp_path):
         of = {"source": "synthetic:6x12"}
         other = teacher(tmp_path, data=of)  # six classes
         head = {"name": str(other), "head": "probe"}
         augment = {"num_views": 1, "view_seed": 3}
         path = tmp_path / "cache"
-        build_cache(recipe(teacher=head, method={"name": "kd"}, augment=augment), path)
+        of = recipe(teacher=head, method={"name": "kd"}, augment=augment)
+        build_cache(of, path, pooled=True)
         assert (path / "teacher_head.safetensors").is_file()
         # With another seed the probe that is fitted anew would be another one.
         asked = recipe(teacher=head | {"cache": str(path)}, method={"name": "kd"}, seed=9)
@@ -165,6 +186,9 @@ class TestWhatIsStored:
         live = made.teachers[0](batch.images).logits
         torch.testing.assert_close(stored.logits.softmax(1), live.softmax(1), rtol=1e-2, atol=1e-3)
         assert verify_cache(path, samples=20).holds
+        # A method that reads no class scores fits no head, and is served all the same.
+        run(adopt_views(asked.model_copy(update={"methods": ({"name": "rkd"},)})), tmp_path / "rkd")
+        assert terms(tmp_path / "rkd")
 
     def test_of_one_of_several_teachers(self, cnn, tmp_path):
         vit = teacher(tmp_path, VIT)

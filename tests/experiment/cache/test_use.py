@@ -202,6 +202,17 @@ class TestTraining:
         assert (kept.augment.num_views, kept.augment.view_seed) == (2, 3)
         assert kept.teachers[0].cache == str(exact)
 
+    @pytest.mark.parametrize("first", [2, 3])
+    def test_takes_the_views_that_all_of_several_caches_have(self, first, cnn, tmp_path):
+        counts = (first, 5 - first)
+        tables = [
+            {"name": str(cnn), "cache": str(cache(tmp_path / str(count), cnn, views=count))}
+            for count in counts
+        ]
+        made = assemble(adopt_views(recipe(teacher=tables, method={"name": "kd"})), CPU)
+        assert made.recipe.augment.num_views == 2
+        assert len(next(made.loader.batches(1)).stored) == 2
+
     def test_gives_the_control_arm_the_same_views(self, cnn, exact):
         views = [
             next(parts(cnn, exact, method).loader.batches(0)).images for method in ("kd", "control")
@@ -284,6 +295,7 @@ class TestRefused:
             ({"augment": {"interpolation": "bilinear"}}, "views.augment.interpolation"),
             ({"data": {"source": "synthetic:4x13"}}, "data.fingerprint"),
             ({"data": {"limit": 40}}, "data.fingerprint"),
+            ({"data": {"max_pixels": 5000}}, "views.augment.max_pixels"),
             ({"student": VIT | {"image_size": 48}}, "views.image_size: 32 in the cache, 48 here"),
         ],
         ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",

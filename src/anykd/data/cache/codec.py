@@ -1,12 +1,12 @@
 """What is stored of a teacher's answer to one image: a record of fixed size, there and back."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from anykd.config import FrozenConfig
@@ -17,6 +17,7 @@ __all__ = ["Codec"]
 
 _TORCH = {"float16": torch.float16, "float32": torch.float32}
 _NUMPY = {"float16": "<f2", "float32": "<f4"}
+_MOST_VALUES = 2**24
 _MOST_SHORT = 2**16
 """Classes that 16 bits can tell apart."""
 
@@ -32,13 +33,13 @@ class Codec(FrozenConfig):
     probabilities, and the others their sum.
     """
 
-    num_classes: NonNegativeInt
+    num_classes: Annotated[int, Field(ge=0, le=_MOST_VALUES)]
     """Class scores that the teacher gives; 0 stores none."""
     top_k: PositiveInt | None = None
     """How many of the best are stored, fewer than num_classes; None stores all."""
     dtype: Literal["float16", "float32"] = "float16"
     """Of what is stored."""
-    pooled_width: NonNegativeInt = 0
+    pooled_width: Annotated[int, Field(ge=0, le=_MOST_VALUES)] = 0
     """Width of the vector that the teacher's classifier reads; 0 stores none."""
 
     @model_validator(mode="after")
@@ -161,16 +162,21 @@ class Codec(FrozenConfig):
 
         Returns:
             float32, on the CPU. The best score of a row is 0.
+
+        Raises:
+            CacheError: If a record cannot have been written so.
         """
-        pooled = _tensor(records["pooled"]) if self.pooled_width else None
+        pooled = _whole(records["pooled"]) if self.pooled_width else None
         if not self.num_classes:
             return Stored(None, pooled)
-        scores = _tensor(records["scores"])
+        scores = _whole(records["scores"])
         if self.top_k is None:
             return Stored(scores, pooled)
-        share = _tensor(records["rest"]) - math.log(self.num_classes - self.top_k)
+        share = _whole(records["rest"]) - math.log(self.num_classes - self.top_k)
         logits = share[:, None].repeat(1, self.num_classes)
         classes = torch.from_numpy(records["classes"].astype(np.int64))
+        if classes.numel() and classes.amax() >= self.num_classes:
+            raise _damaged()
         return Stored(logits.scatter_(1, classes, scores), pooled)
 
     def _stored(self, scores: Tensor) -> Tensor:
@@ -225,6 +231,18 @@ def _first_of_equal(scores: Tensor, last: Tensor, k: int) -> Tensor:
     return chosen.nonzero()[:, 1].view(-1, k)
 
 
-def _tensor(field: np.ndarray) -> Tensor:
+def _whole(field: np.ndarray) -> Tensor:
+    """Values as they were written: finite ones."""
     # A copy: torch warns of memory that may not be written to, such as a mapped file's.
-    return torch.from_numpy(np.array(field)).float()
+    values = torch.from_numpy(np.array(field)).float()
+    if not values.sum().isfinite() and not values.isfinite().all():
+        raise _damaged()
+    return values
+
+
+def _damaged() -> CacheError:
+    return CacheError(
+        "a record of the cache is damaged",
+        hint="`anykd cache verify CACHE` names the file; remove it and run the same `anykd cache "
+        "build` again",
+    )

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, StringConstraints, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from anykd.config import FrozenConfig
 from anykd.errors import CacheError, first_line
@@ -17,6 +24,7 @@ from .layout import Layout
 __all__ = ["DataPart", "Manifest", "TeacherPart", "TeacherView", "ViewsPart"]
 
 FORMAT = 1
+_MOST_FILES = 10_000_000
 
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -52,6 +60,9 @@ class TeacherPart(FrozenConfig):
     same."""
     weights: Sha256
     """sha256 of its weights."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Of its architecture, as they were given. Compared only where a build goes on: elsewhere the
+    same model may be named otherwise."""
     classes: tuple[int, ...] | None = None
     """Which of its classes each of the data's is; None where they are the same."""
     num_classes: PositiveInt
@@ -113,6 +124,18 @@ class Manifest(FrozenConfig):
     shards: dict[str, Sha256] = Field(default_factory=dict, repr=False)
     """sha256 of each file; empty until the cache is finished."""
 
+    @model_validator(mode="after")
+    def _names_its_files(self) -> "Manifest":
+        """Else one that somebody has changed may name files elsewhere, or fill the memory."""
+        files = self.views.num_views * -(-self.num_slots // self.shard_slots)
+        if files > _MOST_FILES:
+            raise ValueError(f"{files:,} files are more than a cache has")
+        if self.shards:
+            names = {shard.name for shard in self.layout.shards}
+            if self.shards.keys() != names:
+                raise ValueError("shards are not the files that its views and slots have")
+        return self
+
     @property
     def layout(self) -> Layout:
         """How the records lie in the files."""
@@ -134,7 +157,11 @@ class Manifest(FrozenConfig):
         """
         compared = {"teacher", "data", "views", "num_slots"}
         ours, theirs = (each.model_dump(mode="json", include=compared) for each in (self, asked))
-        found = {name: values for name, *values in _different(ours, theirs)}
+        found = {
+            name: values
+            for name, *values in _different(ours, theirs)
+            if not name.startswith("teacher.options")
+        }
         if self.teacher.weights == asked.teacher.weights:
             found.pop("teacher.source", None)
         if self.data.fingerprint == asked.data.fingerprint:
@@ -157,7 +184,8 @@ class Manifest(FrozenConfig):
         """
         misfits = self.misfits(asked)
         told = {line.partition(":")[0] for line in misfits}
-        stored = {"codec": True, "precision": True, "shard_slots": True, "views": {"num_views"}}
+        stored: dict[str, Any] = {"codec": True, "precision": True, "shard_slots": True}
+        stored |= {"views": {"num_views"}, "teacher": {"options"}}
         ours, theirs = (each.model_dump(mode="json", include=stored) for each in (self, asked))
         differences = _different(ours, theirs)
         return misfits + [_sentence(*each) for each in differences if each[0] not in told]
@@ -194,8 +222,8 @@ class Manifest(FrozenConfig):
 _HASH = re.compile("[0-9a-f]{32,}")
 _NOTHING = "nothing"
 _WHY = {
-    "views.sample": "; the settings are the same, but these versions of the libraries make other "
-    "pixels of them",
+    "views.sample": "; the settings are the same and the pixels are not: other versions of the "
+    "libraries make them, or an image could be read then and cannot be now",
 }
 
 

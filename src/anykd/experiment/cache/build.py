@@ -19,6 +19,7 @@ from anykd.distributed import rank, wait_for_all, world_size
 from anykd.engine import StopSignals, launched
 from anykd.environment import describe_environment
 from anykd.errors import CacheError, RecipeError, StoppedError
+from anykd.experiment.apart import require_apart
 from anykd.experiment.plan.units import duration, size
 from anykd.experiment.teacher_head import save_head
 from anykd.experiment.teachers import Heads
@@ -91,6 +92,7 @@ def build_cache(
         AnykdError: If something given does not fit, or the folder holds something else.
     """
     path = Path(out).expanduser()
+    require_apart(recipe, path, "cache")
     progress = Progress(visible=rank() == 0)
     with launched(device=recipe.train.device) as device, StopSignals() as signals:
         try:

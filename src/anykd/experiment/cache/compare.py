@@ -58,14 +58,13 @@ def compare(codec: Codec, records: np.ndarray, live: Stored) -> Differences:
     Args:
         codec: Of the records.
         records: One for each image.
-        live: float32, on the CPU.
+        live: float32, on the CPU; a part that it lacks is not compared.
     """
     stored = codec.decode(records)
     nothing = torch.zeros(len(records))
     logits = mass = pooled = range_logits = range_pooled = nothing
     agrees = torch.ones(len(records))
-    if stored.logits is not None:
-        assert live.logits is not None
+    if stored.logits is not None and live.logits is not None:
         ours = stored.logits - stored.logits.amax(dim=1, keepdim=True)
         theirs = live.logits - live.logits.amax(dim=1, keepdim=True)
         agrees = (ours.argmax(dim=1) == theirs.argmax(dim=1)).float()

@@ -9,6 +9,7 @@ from anykd.data import TrainViews
 from anykd.data.cache import DataPart, TeacherPart, TeacherView, ViewsPart
 from anykd.data.views import height_width
 from anykd.models import FrozenTeacher
+from anykd.recipe import TeacherConfig
 
 __all__ = ["data_part", "describe_teacher", "describe_views", "weights_digest"]
 
@@ -16,17 +17,18 @@ _SAMPLE = 8
 """Images of the first view whose pixels are compared."""
 
 
-def describe_teacher(teacher: FrozenTeacher, source: str) -> TeacherPart:
+def describe_teacher(teacher: FrozenTeacher, config: TeacherConfig) -> TeacherPart:
     """Say who answers.
 
     Args:
         teacher: With the head and the classes that it answers with.
-        source: How a person named it.
+        config: What a person asked for.
     """
     model, view = teacher.model, teacher.model.view
     return TeacherPart(
         name=teacher.name,
-        source=source,
+        source=config.name,
+        options=config.options,
         weights=weights_digest(model.model),
         classes=teacher.classes,
         num_classes=teacher.num_classes,
@@ -51,14 +53,19 @@ def data_part(views: TrainViews, source: str) -> DataPart:
     return DataPart(source=source, fingerprint=reader.fingerprint, samples=len(reader))
 
 
-def describe_views(views: TrainViews) -> ViewsPart:
-    """Say how images are shown; their number of views must be finite."""
+def describe_views(views: TrainViews, max_pixels: int) -> ViewsPart:
+    """Say how images are shown.
+
+    Args:
+        views: Finitely many.
+        max_pixels: Images of more are replaced by others.
+    """
     assert views.count is not None
     return ViewsPart(
         num_views=views.count,
         seed=views.seed,
         image_size=height_width(views.image_size),
-        augment=views.augment.view_settings(),
+        augment=views.augment.view_settings() | {"max_pixels": max_pixels},
         sample=_sample(views),
     )
 
@@ -78,8 +85,8 @@ def _sample(views: TrainViews) -> str:
     So a library that makes other pixels is noticed, and a last bit that depends on the processor
     is not.
     """
-    slots = torch.linspace(0, views.num_slots - 2, _SAMPLE // 2).long() // 2 * 2
-    chosen = sorted({int(slot) + place for slot in slots for place in (0, 1)})
+    firsts = torch.linspace(0, max(views.num_slots - 2, 0), _SAMPLE // 2).long() // 2 * 2
+    chosen = sorted({int(slot) + place for slot in firsts for place in (0, 1)})  # pairs
     positions = views.layout(0)[[slot for slot in chosen if slot < views.num_slots]].tolist()
     images = views.show(0, positions).images
     in_bytes = (255 * images).round().clamp(0, 255).byte()

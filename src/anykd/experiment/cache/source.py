@@ -56,14 +56,15 @@ class CacheSource:
             codec: What it stores of an answer.
             built: When and with what it is made.
         """
-        config, views = self.recipe.teachers[0], describe_views(self.views)
+        config = self.recipe.teachers[0]
+        views = describe_views(self.views, self.recipe.data.max_pixels)
         layout = Layout.planned(
             num_views=views.num_views,
             num_slots=self.views.num_slots,
             record_bytes=codec.record_bytes,
         )
         return Manifest(
-            teacher=describe_teacher(self.built.model, config.name),
+            teacher=describe_teacher(self.built.model, config),
             data=data_part(self.views, self.recipe.data.source),
             views=views,
             codec=codec,

@@ -8,8 +8,8 @@ from anykd.data import TrainViews
 from anykd.data.cache import Cache, Manifest
 from anykd.errors import CacheError
 from anykd.experiment.teachers import BuiltTeacher
-from anykd.models import FrozenTeacher, StoredTeacher
-from anykd.recipe import Recipe
+from anykd.models import StoredTeacher
+from anykd.recipe import Recipe, TeacherConfig
 from anykd.types import Stored
 
 from .compare import compare, tolerated
@@ -32,15 +32,18 @@ def adopt_views(recipe: Recipe) -> Recipe:
     Raises:
         CacheError: If there is no such cache, or it is not finished.
     """
-    for config in recipe.teachers:
-        if config.cache is None:
-            continue
-        views = open_cache(config.cache).manifest.views
-        augment = recipe.augment
-        told = {"num_views": views.num_views, "view_seed": views.seed}
-        update = {key: value for key, value in told.items() if getattr(augment, key) is None}
-        recipe = recipe.model_copy(update={"augment": augment.model_copy(update=update)})
-    return recipe
+    stored = [
+        open_cache(config.cache).manifest.views
+        for config in recipe.teachers
+        if config.cache is not None
+    ]
+    if not stored:
+        return recipe
+    # A cache also serves those who want fewer of its views.
+    told = {"num_views": min(views.num_views for views in stored), "view_seed": stored[0].seed}
+    augment = recipe.augment
+    update = {key: value for key, value in told.items() if getattr(augment, key) is None}
+    return recipe.model_copy(update={"augment": augment.model_copy(update=update)})
 
 
 def open_cache(path: str | Path) -> Cache:
@@ -83,7 +86,7 @@ def with_caches(
         cache = None
         if config.cache is not None:
             cache = open_cache(config.cache)
-            _require_fit(cache, one, config.name, recipe, views)
+            _require_fit(cache, one, config, recipe, views)
             one = replace(one, model=_stored(one, cache.manifest, slot))
         teachers.append(one)
         caches.append(cache)
@@ -92,6 +95,8 @@ def with_caches(
 
 def _stored(built: BuiltTeacher, manifest: Manifest, slot: int) -> StoredTeacher:
     teacher, holds = built.model, manifest.codec.parts
+    if not _is_compared(built):
+        holds -= {"logits"}  # they may be of classes that nobody reads
     return StoredTeacher(
         teacher.model,
         teacher.classes,
@@ -101,8 +106,13 @@ def _stored(built: BuiltTeacher, manifest: Manifest, slot: int) -> StoredTeacher
     )
 
 
+def _is_compared(built: BuiltTeacher) -> bool:
+    """Whether a method reads the teacher's class scores."""
+    return built.classes.kind != "none needed"
+
+
 def _require_fit(
-    cache: Cache, built: BuiltTeacher, name: str, recipe: Recipe, views: TrainViews
+    cache: Cache, built: BuiltTeacher, config: TeacherConfig, recipe: Recipe, views: TrainViews
 ) -> None:
     """Refuse a cache of another teacher, of other images or of other views of them."""
     manifest = cache.manifest
@@ -112,11 +122,15 @@ def _require_fit(
             f"{manifest.views.num_views} of each image",
             hint="leave augment.num_views out, so that it follows from the cache",
         )
+    teacher = describe_teacher(built.model, config)
+    if not _is_compared(built):
+        own = {"classes": manifest.teacher.classes, "num_classes": manifest.teacher.num_classes}
+        teacher = teacher.model_copy(update=own)
     asked = manifest.model_copy(
         update={
-            "teacher": describe_teacher(built.model, name),
+            "teacher": teacher,
             "data": data_part(views, recipe.data.source),
-            "views": describe_views(views),
+            "views": describe_views(views, recipe.data.max_pixels),
             "num_slots": views.num_slots,
         }
     )
@@ -126,18 +140,19 @@ def _require_fit(
             f"{cache.path} does not fit this run: {'; '.join(misfits)}",
             hint=_way_out(misfits),
         )
-    _require_same_answers(cache, built.model, views)
+    _require_same_answers(cache, built, views)
 
 
-def _require_same_answers(cache: Cache, teacher: FrozenTeacher, views: TrainViews) -> None:
+def _require_same_answers(cache: Cache, built: BuiltTeacher, views: TrainViews) -> None:
     """Ask the live teacher about a few images: what a name and weights do not tell, it shows.
 
     Such as an option of the architecture, or a library that computes another activation.
     """
     slots = list(range(min(_ASKED, views.num_slots)))
     images = views.show(0, views.layout(0)[slots].tolist()).images
-    answer = teacher(images.to(teacher.model.mean.device))
-    live = Stored(answer.logits.float().cpu(), answer.pooled.float().cpu())
+    answer = built.model(images.to(built.model.model.mean.device))
+    logits = answer.logits.float().cpu() if _is_compared(built) else None
+    live = Stored(logits, answer.pooled.float().cpu())
     found = compare(cache.manifest.codec, cache.records(0, slots), live)
     most_logits, most_pooled = tolerated(cache.manifest, found)
     if found.logits.max() > most_logits or found.pooled.max() > most_pooled:
