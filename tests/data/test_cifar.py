@@ -55,6 +55,11 @@ class TestTiles:
         with pytest.raises(DataError, match=r"not whole: .*train-0\.webp") as caught:
             open_data(DataConfig(source=f"cifar100:{tmp_path}"))
         assert "train-0..4.webp" in caught.value.hint
+        (tmp_path / "labels.npz").write_bytes(b"PK\3\4no archive")
+        for number in range(5):
+            shutil.copy(dev_data / "cifar100" / f"train-{number}.webp", tmp_path)
+        with pytest.raises(DataError, match="not whole: File is not a zip file"):
+            open_data(DataConfig(source=f"cifar100:{tmp_path}"))
 
 
 def dump(path: Path, content: dict) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -79,7 +80,8 @@ def _from_tiles(folder: Path) -> Source:
     """Read lossless WebP files, each a grid of 100x100 images in row-major order."""
     try:
         names = json.loads((folder / "class_names.json").read_text())["fine_label_names"]
-        with np.load(folder / "labels.npz") as labels:
+        # NumPy leaves a file open that is no archive; this one is closed here.
+        with (folder / "labels.npz").open("rb") as file, np.load(file) as labels:
             train, val = (
                 ArrayReader(
                     np.concatenate([_read_tiles(folder / f"{split}-{i}.webp") for i in range(n)]),
@@ -88,7 +90,7 @@ def _from_tiles(folder: Path) -> Source:
                 )
                 for split, n in (("train", 5), ("test", 1))
             )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
             f"the tiles of cifar100 in {folder} are not whole: {error}",
             "needed are train-0..4.webp, test-0.webp, labels.npz and class_names.json",

@@ -76,7 +76,7 @@ class TestCommands:
         [
             (["--views", "2"], "no teacher is given", "--teacher"),
             (["--teacher", "CNN"], "new views, which no cache can hold", "--views 10"),
-            (["--teacher", "CNN", "--views", "2", "--top-k", "4"], "best of 4", "give 1 to 3"),
+            (["--teacher", "CNN", "--views", "2", "--top-k", "4"], "there are 4", "give 1 to 3"),
             (
                 ["--teacher", "CNN", "--views", "2", "--method", "rsd", "--no-pooled"],
                 "nothing would be stored",
@@ -163,9 +163,11 @@ class TestWhatIsStored:
         run = train(tmp_path / "run", cnn, path, "kd", **options)
         assert len(terms(run)) == 2 * 2
 
-    def test_a_single_image_will_do(self, cnn, tmp_path):
-        path = cache(tmp_path / "cache", cnn, data={"limit": 1})
-        assert verify_cache(path).holds
+    @pytest.mark.parametrize("images", [1, 5])
+    def test_an_odd_number_of_images_will_do(self, images, cnn, tmp_path):
+        path = cache(tmp_path / "cache", cnn, data={"limit": images}, views=1)
+        found = verify_cache(path)
+        assert (found.holds, found.samples) == (True, images)
 
     def test_of_a_teacher_with_another_head_is_what_that_head_says(self, tmp_path):
         of = {"source": "synthetic:6x12"}

@@ -35,6 +35,8 @@ __all__ = ["BuiltCache", "build_cache"]
 
 _BATCH = 256
 """Images that the teacher sees at once, at most."""
+_FILE_BYTES = 4096
+"""What a file takes beside its records: its header, and the rest of its last block."""
 _TRIED = 3
 """Batches of which the time is measured beforehand; the first one warms up."""
 
@@ -196,7 +198,7 @@ def _codec(
         )
     if top_k is not None and not 1 <= top_k < num_classes:
         raise RecipeError(
-            f"--top-k {top_k} keeps the best of {num_classes} class scores",
+            f"--top-k {top_k} is no number of best class scores: there are {num_classes}",
             hint=f"give 1 to {num_classes - 1}, or leave it out to keep all",
         )
     width = teacher.width if keeps_pooled else 0
@@ -234,7 +236,8 @@ def _introduce(
     if not left:
         progress.say(f"{path} is complete already")
         return
-    needed, free = left * layout.record_bytes, shutil.disk_usage(path).free
+    needed = left * layout.record_bytes + len(shards) * _FILE_BYTES
+    free = shutil.disk_usage(path).free
     if needed > free:
         raise CacheError(
             f"{path} needs {size(needed)} more, and its disk has {size(free)} left",

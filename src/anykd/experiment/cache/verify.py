@@ -149,7 +149,7 @@ def _choose(cache: Cache, samples: int, rng: np.random.Generator) -> list[tuple[
     """Views and slots at random, in batches of one view; whole pairs, which may be mixed."""
     manifest = cache.manifest
     views, slots = manifest.views.num_views, manifest.num_slots
-    pairs = max(1, slots // 2)
+    pairs = -(-slots // 2)  # the last may be one by itself
     chosen = rng.choice(views * pairs, min(max(1, samples // 2), views * pairs), replace=False)
     found = []
     for view in range(views):
