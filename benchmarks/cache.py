@@ -346,8 +346,9 @@ def page(found: dict[str, Any]) -> str:
         f"- {found['record_bytes']} bytes for each image and view, all scores.",
         *map(_about_building, found["building"]),
         "",
-        "One core does both here. Where the teacher is light, cutting and augmenting an image takes "
-        "half as long as looking at it; with more cores or a GPU, loader processes do it beside.",
+        "One core does both here. Where the teacher is light, cutting and augmenting an image "
+        "takes half as long as looking at it; with more cores or a GPU, loader processes do it "
+        "beside.",
         "",
         "## Reading",
         "",
@@ -357,8 +358,8 @@ def page(found: dict[str, Any]) -> str:
         "",
         *(f"- {name}: {100 * share:.1f} %" for name, share in shares.items()),
         "",
-        "Reading the cache keeps up. Making views of the images, which a run does with or without a "
-        "cache, does not on one core.",
+        "Reading the cache keeps up. Making views of the images, which a run does with or without "
+        "a cache, does not on one core.",
     ]
     return "\n".join(lines) + "\n"
 
