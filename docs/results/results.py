@@ -79,6 +79,16 @@ def cache_table(entries: list[dict[str, Any]]) -> str:
         ratios = [f"{seconds[arm] / seconds['control']:.2f}" for arm in ("live", "cache")]
         cells = [student, *scores, f"{seconds['control'] / runs:.0f}", *ratios, str(runs)]
         lines.append(f"| {' | '.join(cells)} |")
+    sums = {
+        arm: sum(run["seconds"] for by_arm in arms.values() for run in by_arm[arm])
+        for arm in ("control", "live", "cache")
+    }
+    lines += [
+        "",
+        f"All students together: {sums['control']:.0f} s with labels alone, {sums['live']:.0f} s "
+        f"with the live teacher, {sums['cache']:.0f} s from the cache, so "
+        f"{sums['live'] - sums['cache']:.0f} s were saved, less the seconds of the build.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -95,13 +95,7 @@ class TrainLoader(Loader):
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
-        bad_images = BadImages(
-            len(views.reader),
-            kind="training images",
-            max_fraction=max_bad_fraction,
-            outcome=_OUTCOMES[views.policy],
-            tell=on_bad_image,
-        )
+        bad_images = _bad_images(views, max_bad_fraction, on_bad_image)
         super().__init__(TrainBatches(views, tuple(stored)), bad_images, **loading)
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,13 +166,7 @@ class ReplayLoader(Loader):
         **loading: Any,
     ) -> None:
         self._views = views
-        bad_images = BadImages(
-            len(views.reader),
-            kind="training images",
-            max_fraction=max_bad_fraction,
-            outcome=_OUTCOMES[views.policy],
-            tell=on_bad_image,
-        )
+        bad_images = _bad_images(views, max_bad_fraction, on_bad_image)
         super().__init__(TrainBatches(views), bad_images, **loading)
 
     def batches(self, wanted: Iterable[tuple[int, Sequence[int]]]) -> Iterator[Batch]:
@@ -254,6 +242,20 @@ class EvalLoader(Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         return self._load(self._keys)
+
+
+def _bad_images(
+    views: TrainViews, max_fraction: float, tell: Callable[[str], None] | None
+) -> BadImages:
+    """Counts training images that cannot be read."""
+    outcome = _OUTCOMES[views.policy]
+    return BadImages(
+        len(views.reader),
+        kind="training images",
+        max_fraction=max_fraction,
+        outcome=outcome,
+        tell=tell,
+    )
 
 
 def _too_few(
