@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, final, runtime_checkable
 
+import numpy as np
+import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
+from torch import Tensor
 
 from .fingerprint import fingerprint_of
 
@@ -29,15 +32,30 @@ class Sample:
     """One image of a data set.
 
     Attributes:
-        image: RGB, of any size.
+        content: RGB, of any size: an image of Pillow's, or its pixels. Readers give what they have;
+            `image` and `pixels` make the one of the other.
         label: Class index; None where the reader's images have no labels.
         index: Position in the reader that gave it, from 0 to its length - 1. It stands for the
             image wherever one is remembered (memories, caches, seeds of views).
     """
 
-    image: Image.Image
+    content: Image.Image | UInt8[Tensor, "3 height width"]
     label: int | None
     index: int
+
+    @property
+    def image(self) -> Image.Image:
+        """The image as Pillow's."""
+        if isinstance(self.content, Image.Image):
+            return self.content
+        return Image.fromarray(self.content.permute(1, 2, 0).numpy())
+
+    @property
+    def pixels(self) -> UInt8[Tensor, "3 height width"]:
+        """The image as bytes, whose channels lie side by side in memory; not to be changed."""
+        if isinstance(self.content, Tensor):
+            return self.content
+        return torch.from_numpy(np.array(self.content)).permute(2, 0, 1)
 
 
 @runtime_checkable
@@ -196,7 +214,7 @@ class SubsetReader:
 
     def __getitem__(self, position: int) -> Sample:
         sample = self._reader[self._positions[position]]
-        return Sample(sample.image, sample.label, position)
+        return Sample(sample.content, sample.label, position)
 
 
 @final
@@ -239,7 +257,7 @@ class JoinedReader:
     def __getitem__(self, position: int) -> Sample:
         reader, own = self._find(position)
         sample = reader[own]
-        return Sample(sample.image, None if self.labels is None else sample.label, position)
+        return Sample(sample.content, None if self.labels is None else sample.label, position)
 
     def _find(self, position: int) -> tuple[Reader, int]:
         """Which of the two has an image, and where."""
@@ -283,4 +301,4 @@ class UnlabelledReader:
 
     def __getitem__(self, position: int) -> Sample:
         sample = self._reader[position]
-        return Sample(sample.image, None, sample.index)
+        return Sample(sample.content, None, sample.index)
