@@ -12,7 +12,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Batch", "FeaturePart", "Features", "Stage", "StepOutput", "Stored", "Terms"]
+__all__ = [
+    "EVERYTHING",
+    "Batch",
+    "FeaturePart",
+    "Features",
+    "Stage",
+    "StepOutput",
+    "Stored",
+    "Terms",
+]
 
 Stage = Literal[1, 2, 3, 4]
 """A stage of a model as people count: 1 (early) to 4 (late)."""
@@ -22,6 +31,9 @@ Terms = dict[str, Float[Tensor, ""]]
 
 FeaturePart = Literal["stages", "pooled", "logits"]
 """A part of what a model saw: its stage maps with their prefix tokens, its vector, its scores."""
+
+EVERYTHING: frozenset[FeaturePart] = frozenset(("stages", "pooled", "logits"))
+"""All that a model saw."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,21 @@ class Features:
     prefixes: tuple[Float[Tensor, "..."] | None, ...]
     pooled: Float[Tensor, "batch width"]
     logits: Float[Tensor, "batch classes"]
+
+    def map(self, change: Callable[[Tensor], Tensor], *, stages: bool = True) -> "Features":
+        """Do the same to every tensor.
+
+        Args:
+            change: What to do.
+            stages: Whether to keep the stages and their prefix tokens; without, none are left.
+        """
+        kept = slice(None if stages else 0)
+        return Features(
+            tuple(change(stage) for stage in self.stages[kept]),
+            tuple(None if one is None else change(one) for one in self.prefixes[kept]),
+            change(self.pooled),
+            change(self.logits),
+        )
 
 
 @dataclass(frozen=True)

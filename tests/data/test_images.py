@@ -1,12 +1,17 @@
 import io
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from torch import Tensor
 
-from anykd.data.images import EXTENSIONS, MAX_PIXELS, decode_rgb, read_rgb
+from anykd.data import Sample
+from anykd.data.images import EXTENSIONS, MAX_PIXELS, decode_pixels, read_pixels, read_rgb
 from anykd.errors import DataError
 from tests.data.image_files import bomb, png, tiff
 
@@ -20,7 +25,7 @@ def channels(*levels: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def read(content: bytes) -> np.ndarray:
-    image = decode_rgb(content, "a file")
+    image = Sample(decode_pixels(content, "a file"), None, 0).image
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -277,6 +282,140 @@ class TestOrientation:
         assert np.array_equal(result[..., 0], UPRIGHT[..., 0])
 
 
+def said(read, *arguments) -> Tensor | str:
+    """The pixels of a file, or what is wrong with it."""
+    try:
+        return Sample(read(*arguments), None, 0).pixels
+    except DataError as error:
+        return f"{error} ({error.hint})"
+
+
+def same(path: Path, content: bytes) -> bool:
+    """Whether a file gives what Pillow makes of it, be it pixels or words."""
+    path.write_bytes(content)
+    ours, pillows = said(read_pixels, path), said(read_rgb, path)
+    if isinstance(ours, Tensor) and isinstance(pillows, Tensor):
+        return torch.equal(ours, pillows)
+    return isinstance(ours, str) and ours == pillows
+
+
+def jpeg(rng: np.random.Generator, **options) -> bytes:
+    """A JPEG of random size, content and way of coding."""
+    height, width = rng.integers(1, 70, size=2)
+    blocks = rng.integers(0, 256, (1 + height // 8, 1 + width // 8, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(blocks).resize((int(width), int(height)))).astype(int)
+    picture = (picture + rng.integers(-20, 20, picture.shape)).clip(0, 255).astype(np.uint8)
+    defaults = {
+        "quality": int(rng.integers(1, 101)),
+        "subsampling": int(rng.integers(3)),
+        "restart_marker_blocks": int(rng.integers(4)),
+        "progressive": bool(rng.integers(2)),
+    }
+    return saved(Image.fromarray(picture), "jpeg", **(defaults | options))
+
+
+class TestJpeg:
+    """What torchvision decodes, and what is left to Pillow, have the pixels that Pillow finds."""
+
+    def test_plain_ones_come_as_pixels_with_channels_side_by_side(self, tmp_path):
+        rng = np.random.default_rng(0)
+        for number in range(200):
+            content = jpeg(rng, **({"keep_rgb": True, "subsampling": 0} if number % 5 == 0 else {}))
+            pixels = decode_pixels(content, "a file")
+            assert isinstance(pixels, Tensor)
+            assert pixels.permute(1, 2, 0).is_contiguous()
+            assert same(tmp_path / "a.jpg", content)
+
+    def test_the_smallest_is_read(self, tmp_path):
+        content = saved(Image.new("RGB", (1, 1), (9, 99, 199)), "jpeg", quality=100)
+        assert isinstance(decode_pixels(content, "a file"), Tensor)
+        assert same(tmp_path / "a.jpg", content)
+
+    def test_photographs_are_decoded_as_pillow_does(self, dev_data, tmp_path):
+        with np.load(dev_data / "imagenet_samples" / "images.npz") as stored:
+            files, offsets = stored["jpeg"], stored["offsets"]
+        contents = [files[offsets[i] : offsets[i + 1]].tobytes() for i in range(0, 1000, 25)]
+        assert all(isinstance(decode_pixels(one, "a file"), Tensor) for one in contents)
+        assert all(same(tmp_path / "a.jpg", one) for one in contents)
+
+    def test_others_are_left_to_pillow(self, tmp_path):
+        rng = np.random.default_rng(1)
+        picture = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+        inks = saved(picture.convert("CMYK"), "jpeg")
+        adobe = inks.index(b"Adobe")
+        assert inks[adobe + 11] == 0  # inks as they are; 2 is their form of YCbCr
+        files = {
+            "grey": saved(picture.convert("L"), "jpeg"),
+            "inks": inks,
+            "other inks": inks[: adobe + 11] + b"\2" + inks[adobe + 12 :],
+            "turned": saved(picture, "jpeg", exif=exif),
+            "turned elsewhere": saved(picture, "jpeg", xmp=xmp),
+        }
+        for name, content in files.items():
+            image = decode_pixels(content, "a file")
+            assert isinstance(image, Image.Image), name
+            assert image.size == ((20, 30) if "turned" in name else (30, 20)), name
+            assert same(tmp_path / "a.jpg", content), name
+
+    def test_exif_that_turns_nothing_costs_nothing(self, tmp_path):
+        for orientation in (None, 1):
+            exif = Image.Exif()
+            exif[0x010F] = "a camera"
+            if orientation is not None:
+                exif[0x0112] = orientation
+            content = saved(Image.new("RGB", (30, 20)), "jpeg", exif=exif)
+            assert isinstance(decode_pixels(content, "a file"), Tensor)
+
+    @pytest.mark.parametrize("damage", ["cut", "cut and ended", "more behind", "bytes", "header"])
+    def test_damaged_ones_are_told_and_read_as_by_pillow(self, tmp_path, damage):
+        rng, refused = np.random.default_rng(2), 0
+        for _ in range(150):
+            content = bytearray(jpeg(rng))
+            cut = int(rng.integers(2, len(content)))
+            if damage.startswith("cut"):
+                content = content[:cut] + (b"\xff\xd9" if damage == "cut and ended" else b"")
+            elif damage == "more behind":
+                content += rng.bytes(cut)
+            else:
+                start = content.index(b"\xff\xda") if damage == "bytes" else 2
+                end = len(content) if damage == "bytes" else content.index(b"\xff\xda")
+                for place in rng.integers(start, end, size=3):
+                    content[place] = rng.integers(256)
+            assert same(tmp_path / "a.jpg", bytes(content))
+            refused += isinstance(said(decode_pixels, bytes(content), "a file"), str)
+        assert {"cut": refused == 150, "more behind": refused == 0}.get(damage, 0 < refused < 150)
+
+    def test_a_size_that_the_header_lies_about_is_refused_as_by_pillow(self, tmp_path):
+        content = bytearray(saved(Image.new("RGB", (40, 40)), "jpeg"))
+        height = content.index(b"\xff\xc0") + 5
+        content[height : height + 2] = b"\xff\xff"
+        assert same(tmp_path / "a.jpg", bytes(content))
+        with pytest.raises(
+            DataError, match=r"40 x 65535 pixels, more than data\.max_pixels = 2000"
+        ):
+            decode_pixels(bytes(content), "a file", 2000)
+
+    def test_more_pixels_than_allowed_are_refused_before_they_are_decoded(self, monkeypatch):
+        content = saved(Image.new("RGB", (50, 40)), "jpeg")
+        assert isinstance(decode_pixels(content, "a file", 2000), Tensor)
+        refuse = SimpleNamespace(decode_jpeg=lambda *_: pytest.fail("it was decoded"))
+        monkeypatch.setattr(torch.ops, "image", refuse)
+        with pytest.raises(DataError, match=r"50 x 40 pixels, more than data\.max_pixels = 1999$"):
+            decode_pixels(content, "a file", 1999)
+
+    def test_pillow_does_without_torchvisions_decoder(self, monkeypatch):
+        content = jpeg(np.random.default_rng(3))
+        pixels = decode_pixels(content, "a file")
+        monkeypatch.setattr(torch.ops, "image", SimpleNamespace())
+        image = decode_pixels(content, "a file")
+        assert isinstance(image, Image.Image)
+        assert isinstance(pixels, Tensor)
+        assert torch.equal(Sample(image, None, 0).pixels, pixels)
+
+
 class TestUnfit:
     """Files that are no images to learn from, and what is said of them."""
 
@@ -345,10 +484,10 @@ class TestUnfit:
 
     def test_bytes_are_limited_as_files_are(self):
         content = saved(Image.new("RGB", (50, 40)), "png")
-        assert decode_rgb(content, "a file", 2000).size == (50, 40)
+        assert decode_pixels(content, "a file", 2000).size == (50, 40)
         with pytest.raises(
             DataError, match=r"^a file cannot .* more than data\.max_pixels = 1999$"
         ):
-            decode_rgb(content, "a file", 1999)
+            decode_pixels(content, "a file", 1999)
         with pytest.raises(DataError, match="a file cannot be read as an image"):
-            decode_rgb(b"", "a file")
+            decode_pixels(b"", "a file")

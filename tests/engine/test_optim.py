@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from anykd.engine import Listener, TrainConfig
-from anykd.engine.optim import build_ema, build_optimizer, learning_rate
+from anykd.engine.optim import Average, build_optimizer, learning_rate
 from anykd.errors import RecipeError
 from anykd.methods import Method
 from anykd.models import create_staged
@@ -137,18 +138,38 @@ class TestEma:
     @pytest.mark.parametrize("warmup", [True, False])
     def test_is_the_average_by_hand(self, warmup):
         model = nn.Linear(1, 1, bias=False)
-        ema = build_ema(model, TrainConfig(ema_decay=0.9, ema_warmup=warmup))
-        assert ema is not None
+        ema = Average(model, TrainConfig(ema_decay=0.9, ema_warmup=warmup))
         expected = 0.0
         for step in range(1, 6):
             nn.init.constant_(model.weight, float(step**2))
-            ema.update(model, step=step)
+            ema.update(model, step=step, moved=torch.ones(()))
             decay = min(0.9, 1 - step ** (-2 / 3)) if warmup else 0.9 * (step > 1)
             expected = decay * expected + (1 - decay) * step**2
             assert ema.module.weight.item() == pytest.approx(expected)
 
     def test_is_made_only_where_it_is_asked_for(self):
-        assert build_ema(nn.Linear(1, 1), TrainConfig()) is None
+        assert trainer(method("control", vit())).ema is None
+
+    @pytest.mark.parametrize("warmup", [True, False])
+    def test_is_timms(self, warmup):
+        config = TrainConfig(ema_decay=0.9, ema_warmup=warmup)
+        model = cnn()
+        own, timms = Average(model, config), ModelEmaV3(model, decay=0.9, use_warmup=warmup)
+        for step in range(1, 5):
+            with torch.no_grad():
+                for value in model.state_dict().values():
+                    value.add_(step)  # whole numbers, such as counts of batches, too
+            own.update(model, step=step, moved=torch.ones(()))
+            timms.update(model, step=step)
+        torch.testing.assert_close(own.module.state_dict(), timms.module.state_dict())
+
+    def test_stays_where_it_is_in_a_step_that_was_skipped(self):
+        model = nn.Linear(2, 2)
+        own = Average(model, TrainConfig(ema_decay=0.5, ema_warmup=False))
+        before = own.module.weight.clone()
+        nn.init.constant_(model.weight, 7.0)
+        own.update(model, step=3, moved=torch.zeros(()))
+        assert torch.equal(own.module.weight, before)
 
     def test_follows_fast_at_first(self):
         student = vit()
@@ -159,3 +180,24 @@ class TestEma:
         average = running.ema.module.state_dict()["model.head.weight"]
         now = student.model.head.weight.detach()
         assert (now - average).norm() < 0.7 * (now - start).norm()
+
+
+class TestFused:
+    @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "momentum", "adagrad"])
+    def test_moves_as_one_parameter_after_the_other(self, name):
+        # Convolutions lie in channels-last layout, and their gradients as they do.
+        weights = []
+        for fused in (True, False):
+            running = trainer(method("control", cnn()), optimizer=name, peak_lr=0.01, epochs=1)
+            for group in running.optimizer.param_groups:
+                assert group["fused"]
+                group["fused"] = fused
+            running.stepper._skips_on_device = fused
+            running.fit(Listener())
+            weights.append(running.module.state_dict())
+        torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
+
+    def test_is_not_asked_of_optimisers_without(self):
+        running = trainer(method("control", cnn()), optimizer="lamb")
+        assert not running.stepper._skips_on_device
+        running.fit(Listener())

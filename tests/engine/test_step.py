@@ -117,6 +117,63 @@ class TestBadStep:
         assert states[3]["module.teacher_memory"].isfinite().all()
 
 
+class TestBehind:
+    """What a GPU's host does, which learns some steps late what came of one."""
+
+    @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])  # skips on the device, and not
+    @pytest.mark.parametrize("how", ["pixels", "loss", "gradient"])
+    def test_comes_to_the_same(self, how, optimizer):
+        found = []
+        for behind in (0, 2, 5):
+            running = ill_trainer(how, {2, 3, 5, 7}, optimizer=optimizer, checkpoint_every=1)
+            running.behind = behind
+            logged, words, kept = [], [], []
+            running.fit(
+                Listener(
+                    log=logged.append,
+                    warn=words.append,
+                    checkpoint=lambda trainer, kept=kept: kept.append(copied(trainer)),
+                )
+            )
+            speeds = [line.pop("images_per_second") for line in logged]
+            assert len(speeds) == 8
+            found.append((copied(running), kept, logged, words))
+        for other in found[1:]:
+            assert repr(other[2:]) == repr(found[0][2:])  # the norms of skipped steps are NaN
+            for (tensors, plain), (expected, plain_too) in zip(
+                [other[0], *other[1]], [found[0][0], *found[0][1]], strict=True
+            ):
+                torch.testing.assert_close(tensors, expected, rtol=0, atol=0)
+                assert plain == plain_too
+
+    def test_stops_after_too_many_in_a_row_and_no_later_than_that(self):
+        running = ill_trainer("loss", set(range(2, 99)), epochs=9, max_bad_steps=4, log_every=99)
+        running.loader.steps_per_epoch = 20  # pyright: ignore[reportAttributeAccessIssue]
+        running.behind = 2
+        steps = []
+        with pytest.raises(BadStepsError, match="epoch 1, step 6"):
+            running.fit(Listener(step=lambda epoch, step: steps.append(step)))
+        assert steps[-1] == 5 + 2 - 1
+
+    def test_a_request_to_stop_is_heard_soon_and_nothing_is_lost(self):
+        running = ill_trainer("loss", {1}, epochs=9, log_every=99)
+        running.loader.steps_per_epoch = 20  # pyright: ignore[reportAttributeAccessIssue]
+        running.behind = 2
+        asked, kept = iter([False] * 4 + [True] * 99), []
+
+        def stopped() -> None:
+            raise KeyboardInterrupt
+
+        listener = Listener(
+            stop=lambda: next(asked),
+            checkpoint=lambda trainer: kept.append((trainer.steps_done, trainer.bad_steps)),
+            stopped=stopped,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            running.fit(listener)
+        assert kept == [(7, 1)]
+
+
 PARTS = {
     "control": {},
     "kd": {},
@@ -200,18 +257,29 @@ class TestLossScale:
         module, scale = Steep(largest=20_000), LossScale.for_precision("fp16")
         taking = stepper(module, scale)
         batch = Batch(torch.zeros(1, 3, 2, 2))
-        taken = [taking.take(batch, key=(i,)) for i in range(4)]
-        assert [one.overflowed for one in taken] == [True, True, True, False]
+        outcomes, norms = [], []
+        for number in range(4):
+            taken = taking.take(batch, key=(number,))
+            outcomes.append(taking.outcome(taken, taken.report.tolist()))
+            norms.append(taken.grad_norm)
+        assert [one.overflowed for one in outcomes] == [True, True, True, False]
         assert scale.value == 8192.0
-        assert all(one.bad is None for one in taken)
+        assert all(one.bad is None for one in outcomes)
         assert module.weight.tolist() == [3.0 - 0.5 * 2]  # as if nothing had been scaled
-        assert taken[-1].grad_norm == pytest.approx(2.0)
+        assert norms[-1] == pytest.approx(2.0)
 
     def test_at_one_an_infinite_gradient_is_a_bad_step(self):
         scale = LossScale(value=1.0, enabled=True)
-        taken = stepper(Steep(largest=1.0), scale).take(Batch(torch.zeros(1, 3, 2, 2)), key=(0,))
-        assert taken.bad is not None
-        assert not taken.overflowed
+        taking = stepper(Steep(largest=1.0), scale)
+        taken = taking.take(Batch(torch.zeros(1, 3, 2, 2)), key=(0,))
+        outcome = taking.outcome(taken, taken.report.tolist())
+        assert outcome.bad is not None
+        assert not outcome.overflowed
+
+    def test_steps_of_one_factor_halve_it_once(self):
+        scale = LossScale(value=8.0, enabled=True)
+        assert [scale.overflowed(8.0) for _ in range(3)] == [True, True, True]
+        assert scale.value == 4.0
 
     def test_doubles_after_many_good_steps(self):
         scale = LossScale(value=4.0, enabled=True)
@@ -224,7 +292,7 @@ class TestLossScale:
     def test_is_not_there_in_other_precisions(self):
         scale = LossScale.for_precision("bf16")
         scale.succeeded()
-        assert (scale.value, scale.good_steps, scale.overflowed()) == (1, 0, False)
+        assert (scale.value, scale.good_steps, scale.overflowed(1.0)) == (1, 0, False)
 
     def test_comes_back_with_a_checkpoint(self):
         running = ill_trainer("loss", set(), precision="fp16")

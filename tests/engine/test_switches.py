@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from anykd.engine import Listener
-from anykd.errors import ModelError
+from anykd.engine import Listener, Parallel, TrainConfig
+from anykd.errors import ModelError, RecipeError
 from anykd.methods import Method, build_method
 from anykd.models import FrozenTeacher, StagedModel, create_staged
 from anykd.models.recompute import recompute_blocks
@@ -243,6 +244,53 @@ def test_compiled_training_is_the_eager_one(tmp_path):
     done = run_python(COMPILED, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "compiled True"
+
+
+BROKEN = """
+import sys, torch
+from torch import nn
+from anykd.engine.parallel import Parallel
+from anykd.errors import RecipeError
+from anykd.types import Batch, StepOutput
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch):
+        sign = 1 if batch.images.mean() > 0 else -1  # asks the host in the middle
+        return StepOutput(batch.images, {"task": self.weight.sum() * sign})
+
+images = torch.rand(2, 3, 4, 4)
+module = Broken()
+partial = Parallel(module, module, compile="partial")
+print(partial(Batch(images)).loss.item() == 1)
+torch.compiler.reset()  # what is compiled belongs to the code, not to the module
+module = Broken()
+try:
+    Parallel(module, module, compile=True)(Batch(images))
+except RecipeError as error:
+    print(error, "|", error.hint)
+"""
+
+
+def test_what_is_no_one_program_is_refused_or_compiled_in_parts(tmp_path):
+    done = run_python(BROKEN, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    was_right, refusal = done.stdout.splitlines()
+    assert was_right == "True"
+    assert refusal.startswith("train.compile: these models and this method are not one program: ")
+    assert refusal.endswith('| set train.compile = "partial", or leave it out')
+
+
+def test_cuda_graphs_need_a_gpu_and_a_single_part():
+    module = cnn()
+    with pytest.raises(RecipeError, match="works on GPUs alone, and this run is on cpu") as error:
+        Parallel(module, module, compile="cuda_graphs")
+    assert error.value.hint == "set train.compile = true"
+    with pytest.raises(ValidationError, match="set grad_accum = 1"):
+        TrainConfig(compile="cuda_graphs", grad_accum=2)
 
 
 def test_a_missing_compiler_is_told_before_anything_is_written(tmp_path):

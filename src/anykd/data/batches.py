@@ -13,21 +13,34 @@ from torch.utils.data import Dataset
 from anykd.errors import AnykdError
 
 from .cache import Cache
+from .drawn import Drawn
 from .faults import BadImagePolicy, read_samples
 from .reader import Reader
-from .train_views import TrainViews, in_unit_range
-from .views import View
+from .train_views import Part, TrainViews
+from .views import View, in_unit_range
 
-__all__ = ["BatchKey", "EvalBatches", "Loaded", "TrainBatches"]
+__all__ = [
+    "BatchKey",
+    "EvalBatches",
+    "Images",
+    "Indices",
+    "Labels",
+    "Loaded",
+    "TrainBatches",
+]
 
 Images = Float[Tensor, "batch 3 height width"]
 Labels = Float[Tensor, "batch classes"]
 Indices = Int[Tensor, " batch"]
 Known = tuple[Float[Tensor, "batch classes"] | None, Float[Tensor, "batch width"] | None]
 """Class scores and pooled vectors that a teacher gave images before."""
-Loaded = tuple[tuple[Images, Labels | None, Indices, tuple[Known, ...]] | None, dict[int, str]]
+Loaded = tuple[
+    tuple[Images | Drawn, Labels | None, Indices, tuple[Known, ...]] | None, dict[int, str]
+]
 """A batch, or None where nothing is left of it, and what was wrong with the images that could not
-be read, by index. It crosses between processes, and no class of ours is pinned."""
+be read, by index. It crosses between processes, and is pinned on the way: torch finds the tensors
+of tuples, and of classes of ours those that know how. What is drawn becomes images and labels
+where it arrives."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +63,19 @@ class BatchKey:
 class TrainBatches(Dataset):
     """Augmented batches by key.
 
-    A batch is made whole in one process and crosses over as floats: four times the bytes of
-    8-bit images, but erasing and mixing need floats, and the training process has nothing left to
-    do but copy the pinned batch to its device.
+    Whole batches cross over as floats: four times the bytes of 8-bit images, but erasing and mixing
+    need floats, and the training process has nothing left to do but copy the pinned batch to its
+    device.
 
     Attributes:
         views: What is shown.
         stored: What each teacher said of it; those of no teacher where all of them run.
+        part: How much of the views is made here; less than "views" is for the device to finish.
     """
 
     views: TrainViews
     stored: tuple[Cache | None, ...] = ()
+    part: Part = "views"
 
     @property
     def reader(self) -> Reader:
@@ -70,12 +85,20 @@ class TrainBatches(Dataset):
     def __getitem__(self, key: BatchKey) -> Loaded | AnykdError:
         """Make a batch. An error comes back as a value: torch would wrap what is raised."""
         try:
+            if self.part != "views":
+                left, places, bad = self.views.draw(
+                    key.view, key.positions, crops=self.part == "crops"
+                )
+                return (left, None, left.indices, self._known(key, places)), bad
             shown = self.views.show(key.view, key.positions)
-            slots = [key.slots[place] for place in shown.places] if self.stored else []
-            known = tuple(_read(cache, key.view, slots) for cache in self.stored)
+            known = self._known(key, shown.places)
         except AnykdError as error:
             return error
         return (shown.images, shown.labels, shown.indices, known), shown.bad
+
+    def _known(self, key: BatchKey, places: Sequence[int]) -> tuple[Known, ...]:
+        slots = [key.slots[place] for place in places] if self.stored else []
+        return tuple(_read(cache, key.view, slots) for cache in self.stored)
 
 
 @final

@@ -15,10 +15,12 @@ from anykd.errors import DataError, nearest
 
 from .bundled import open_digits, open_synthetic
 from .cifar import open_cifar
+from .decoded import decode_once
 from .faults import BadImagePolicy
 from .folder import missing_folder, open_folder, open_unlabelled, subfolders
 from .hub import open_hub, open_parquet
 from .images import MAX_PIXELS
+from .on_device import ViewsOn
 from .reader import DataSplits, JoinedReader, Reader, Source, SubsetReader, UnlabelledReader
 from .shards import open_shards
 from .split import hold_out, keep
@@ -79,6 +81,10 @@ class DataConfig(FrozenConfig):
     GPU."""
     persistent_workers: bool = True
     """Let workers live from epoch to epoch; false starts them anew, which frees what they hold."""
+    views_on: ViewsOn = "auto"
+    """Who crops, recolours and mixes the training images: workers does it in the loader processes,
+    device for whole batches where the models are, and auto takes the device where that is a GPU and
+    can do all that `augment` asks for. Either way a view is the same, to a level of 255."""
     drop_last: bool = True
     """Let images that fill no batch sit an epoch out, others each time. False gives them as one
     more, smaller batch, shared over the ranks as evenly as possible; mixup and cutmix cannot mix
@@ -93,6 +99,10 @@ class DataConfig(FrozenConfig):
     max_pixels: PositiveInt = MAX_PIXELS
     """Pixels of a file's image from which on it counts as unreadable, before it is decoded: small
     files can hold images that fill the memory. The default is where Pillow begins to warn."""
+    decoded: Annotated[str, Field(min_length=1)] | None = None
+    """Folder for the pixels of all images, 3 bytes a pixel: written in the first run, and read in
+    the place of the files from then on. None decodes the files in every epoch. Images in memory
+    need no such folder."""
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -119,7 +129,7 @@ def open_data(config: DataConfig) -> DataSplits:
     Raises:
         DataError: If there is no such data, or it is not fit to train a classifier.
     """
-    source = _open(config)
+    source = _opened(config)
     train, val = source.train, source.val
     if val is None:
         kept, held_out = hold_out(_groups(train), config.val_fraction, seed=config.split_seed)
@@ -147,7 +157,7 @@ def open_split(config: DataConfig, split: Split) -> DataSplits:
     if split != "all":
         splits = open_data(config)
         return splits if split == "val" else replace(splits, val=splits.train)
-    source = _open(config)
+    source = _opened(config)
     whole = source.train if source.val is None else JoinedReader(source.train, source.val)
     return DataSplits(source.name, source.class_names, whole, whole)
 
@@ -155,6 +165,20 @@ def open_split(config: DataConfig, split: Split) -> DataSplits:
 def _groups(reader: Reader) -> Sequence[int]:
     """The classes that are to keep their shares; images without labels are of one group."""
     return [0] * len(reader) if reader.labels is None else reader.labels
+
+
+def _opened(config: DataConfig) -> Source:
+    """Open what a config names, decoded where it says so."""
+    source = _open(config)
+    if config.decoded is None:
+        return source
+    folder = Path(config.decoded).expanduser()
+    train, val = (
+        None if reader is None else decode_once(reader, folder, max_pixels=config.max_pixels)
+        for reader in (source.train, source.val)
+    )
+    assert train is not None
+    return replace(source, train=train, val=val)
 
 
 def _open(config: DataConfig) -> Source:

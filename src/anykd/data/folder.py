@@ -11,7 +11,7 @@ import numpy as np
 from anykd.errors import DataError, nearest
 
 from .fingerprint import fingerprint_of
-from .images import EXTENSIONS, MAX_PIXELS, read_rgb
+from .images import EXTENSIONS, MAX_PIXELS, read_pixels
 from .reader import Sample, Source
 
 __all__ = ["FolderReader", "missing_folder", "open_folder", "open_unlabelled", "subfolders"]
@@ -76,7 +76,7 @@ class FolderReader:
 
     def __getitem__(self, position: int) -> Sample:
         label = None if self.labels is None else self.labels[position]
-        return Sample(read_rgb(self._paths[position], self._max_pixels), label, position)
+        return Sample(read_pixels(self._paths[position], self._max_pixels), label, position)
 
 
 def open_folder(root: Path, *, max_pixels: int = MAX_PIXELS) -> Source:

@@ -17,7 +17,7 @@ from .classes import Values, number_classes
 from .downloads import cache_folder
 from .fingerprint import fingerprint_of
 from .folder import missing_folder
-from .images import MAX_PIXELS, decode_rgb, read_rgb
+from .images import MAX_PIXELS, decode_pixels, read_pixels
 from .parts import divide_by_name, train_and_val
 from .reader import Sample, Source
 
@@ -100,9 +100,9 @@ class RowReader:
         label = None if self.labels is None else self.labels[position]
         content, path = self._cell(position)
         if content is None:
-            return Sample(read_rgb(Path(path), self._max_pixels), label, position)
+            return Sample(read_pixels(Path(path), self._max_pixels), label, position)
         name = f"{self._name} {self.key(position)}" + (f" ({path})" if path else "")
-        return Sample(decode_rgb(content, name, self._max_pixels), label, position)
+        return Sample(decode_pixels(content, name, self._max_pixels), label, position)
 
     def _cell(self, position: int) -> tuple[bytes | None, str]:
         """Bytes of an image, or None, and the path of its file, which may be empty."""

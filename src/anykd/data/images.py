@@ -2,15 +2,21 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch
+import torchvision  # noqa: F401  # it adds torch.ops.image
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from anykd.errors import DataError, first_line
 
-__all__ = ["EXTENSIONS", "MAX_PIXELS", "decode_rgb", "read_rgb"]
+__all__ = ["EXTENSIONS", "MAX_PIXELS", "decode_pixels", "read_pixels", "read_rgb"]
 
 MAX_PIXELS = 89_478_485
 """Pixels of an image from which on Pillow warns: a quarter of a gigabyte as RGB."""
@@ -25,10 +31,15 @@ _FORMATS = frozenset(
 )
 """What Pillow may find in a file, whatever its name: others, such as EPS, start programs."""
 
+_RGB = 3  # torchvision's number for it
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
 _WHITE_IS_ZERO = 0
 _OVERSHOOT = 0.05
 """Share of the range that floating-point pixels may leave it by, as resizing makes them do."""
+
+
+Decoded = Image.Image | UInt8[Tensor, "3 height width"]
+"""What a decoder gives: an image of Pillow's or, where it is faster, its pixels."""
 
 
 def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -48,11 +59,25 @@ def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         DataError: If that fails for any reason.
     """
+    with _opened(path, str(path), max_pixels) as file:
+        return _as_rgb(ImageOps.exif_transpose(file), file)
+
+
+def read_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Read an image as `read_rgb` does: the same pixels, in the form that comes fastest.
+
+    Args:
+        path: Its file.
+        max_pixels: As in `read_rgb`.
+
+    Raises:
+        DataError: If that fails for any reason.
+    """
     return _decode(path, str(path), max_pixels)
 
 
-def decode_rgb(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read an image out of the bytes of a file, as `read_rgb` does.
+def decode_pixels(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Read an image out of the bytes of a file, as `read_pixels` does.
 
     Args:
         content: All of the file.
@@ -65,7 +90,15 @@ def decode_rgb(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image
     return _decode(io.BytesIO(content), name, max_pixels)
 
 
-def _decode(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Image:
+def _decode(source: Path | io.BytesIO, name: str, max_pixels: int) -> Decoded:
+    with _opened(source, name, max_pixels) as file:
+        pixels = _decode_jpeg(file)
+        return _as_rgb(ImageOps.exif_transpose(file), file) if pixels is None else pixels
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Read the header of an image and look whether to go on; say in words what fails then too."""
     if Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
@@ -75,7 +108,7 @@ def _decode(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Imag
             file = Image.open(source)
         with file:
             _require_harmless(file, max_pixels)
-            return _as_rgb(ImageOps.exif_transpose(file), file)
+            yield file
     except MemoryError:
         raise
     except Exception as error:  # for bad files decoders raise almost anything
@@ -87,6 +120,31 @@ def _decode(source: Path | io.BytesIO, name: str, max_pixels: int) -> Image.Imag
         raise DataError(
             f"{name} cannot be read as an image: {reason}", "mend or remove the file"
         ) from None
+
+
+def _decode_jpeg(file: Image.Image) -> UInt8[Tensor, "3 height width"] | None:
+    """Decode a JPEG by torchvision: the pixels that Pillow finds, there sooner.
+
+    Both hand the file to libjpeg-turbo. Pillow, which has read the header, goes on where the file
+    is no plain, upright RGB, and where torchvision fails: then it says why.
+
+    Returns:
+        Pixels whose channels lie side by side in memory; None where Pillow is to go on.
+    """
+    if (file.format, file.mode) != ("JPEG", "RGB"):
+        return None
+    if file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return None
+    assert isinstance(file, ImageFile.ImageFile)
+    assert file.fp is not None
+    file.fp.seek(0)
+    content = torch.frombuffer(bytearray(file.fp.read()), dtype=torch.uint8)
+    try:
+        # torchvision.io.decode_jpeg does this and warns that a later version will not have it.
+        pixels = torch.ops.image.decode_jpeg(content, _RGB, False)
+    except (AttributeError, RuntimeError):
+        return None
+    return pixels if pixels.shape == (3, file.height, file.width) else None
 
 
 def _require_harmless(file: Image.Image, max_pixels: int) -> None:

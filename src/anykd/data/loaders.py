@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
+import torch
 
 from anykd.errors import DataError, RecipeError
 from anykd.types import Batch
@@ -13,9 +14,10 @@ from .batches import BatchKey, EvalBatches, TrainBatches
 from .cache import Cache
 from .faults import BadImagePolicy, BadImages
 from .loading import Loader
+from .on_device import DeviceViews, ViewsOn, made_by_workers
 from .reader import Reader
 from .seeded import Stream
-from .train_views import TrainViews
+from .train_views import Part, TrainViews
 from .views import eval_view
 
 __all__ = ["EvalLoader", "ReplayLoader", "TooFewImagesError", "TrainLoader"]
@@ -58,6 +60,8 @@ class TrainLoader(Loader):
         on_bad_image: Called once for each, with a line to show.
         stored: What each teacher said of the views, by its number in the recipe from 0; None for
             one that runs.
+        device: Where training is. Batches come on it where it makes the views, and else on the CPU.
+        views_on: Who makes the views, as in `DataConfig`.
         **loading: Of `Loader`: workers and so on.
 
     Attributes:
@@ -65,8 +69,8 @@ class TrainLoader(Loader):
 
     Raises:
         DataError: If the images do not fill one step.
-        RecipeError: If images are to be mixed in pairs and a batch may be odd, or memory is to be
-            pinned without a GPU.
+        RecipeError: If images are to be mixed in pairs and a batch may be odd, memory is to be
+            pinned without a GPU, or the device is to make views that it cannot.
     """
 
     def __init__(
@@ -81,6 +85,8 @@ class TrainLoader(Loader):
         max_bad_fraction: float = 0.01,
         on_bad_image: Callable[[str], None] | None = None,
         stored: Sequence[Cache | None] = (),
+        device: torch.device | str = "cpu",
+        views_on: ViewsOn = "auto",
         **loading: Any,
     ) -> None:
         self._num_images = views.num_slots
@@ -96,7 +102,9 @@ class TrainLoader(Loader):
         self._rank = rank
         self._world_size = world_size
         bad_images = _bad_images(views, max_bad_fraction, on_bad_image)
-        super().__init__(TrainBatches(views, tuple(stored)), bad_images, **loading)
+        part, finish = _divided(views, views_on, device)
+        batches = TrainBatches(views, tuple(stored), part)
+        super().__init__(batches, bad_images, finish=finish, **loading)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from, in values that JSON has."""
@@ -154,6 +162,8 @@ class ReplayLoader(Loader):
         views: What is shown.
         max_bad_fraction: Share of all images that may be unreadable.
         on_bad_image: Called once for each, with a line to show.
+        device: As of `TrainLoader`.
+        views_on: As of `TrainLoader`.
         **loading: Of `Loader`: workers and so on.
     """
 
@@ -163,11 +173,14 @@ class ReplayLoader(Loader):
         *,
         max_bad_fraction: float = 0.01,
         on_bad_image: Callable[[str], None] | None = None,
+        device: torch.device | str = "cpu",
+        views_on: ViewsOn = "auto",
         **loading: Any,
     ) -> None:
         self._views = views
         bad_images = _bad_images(views, max_bad_fraction, on_bad_image)
-        super().__init__(TrainBatches(views), bad_images, **loading)
+        part, finish = _divided(views, views_on, device)
+        super().__init__(TrainBatches(views, (), part), bad_images, finish=finish, **loading)
 
     def batches(self, wanted: Iterable[tuple[int, Sequence[int]]]) -> Iterator[Batch]:
         """Yield one batch for each of (view, slots); where images are mixed, whole pairs of slots.
@@ -242,6 +255,15 @@ class EvalLoader(Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         return self._load(self._keys)
+
+
+def _divided(
+    views: TrainViews, views_on: ViewsOn, device: torch.device | str
+) -> tuple[Part, DeviceViews | None]:
+    """What the loader's processes make of the views, and who does the rest."""
+    device = torch.device(device)
+    part = made_by_workers(views, views_on, device)
+    return part, None if part == "views" else DeviceViews(views, part, device)
 
 
 def _bad_images(

@@ -8,8 +8,10 @@ from torch.utils.data import DataLoader
 from anykd.errors import AnykdError, RecipeError
 from anykd.types import Batch, Stored
 
-from .batches import BatchKey, EvalBatches, TrainBatches
+from .batches import BatchKey, EvalBatches, Images, Indices, Labels, TrainBatches
+from .drawn import Drawn
 from .faults import BadImages
+from .on_device import DeviceViews
 from .workers import choose_workers, leave_signals_to_parent
 
 __all__ = ["Loader"]
@@ -21,6 +23,7 @@ class Loader:
     Args:
         batches: Makes one.
         bad_images: Counts the images that cannot be read.
+        finish: Makes what the processes leave to the device; None where they leave nothing.
         workers: Loader processes; None as in `DataConfig`.
         prefetch: Batches that each worker prepares ahead.
         pin_memory: Whether batches lie in pinned memory; None where there is a GPU.
@@ -35,6 +38,7 @@ class Loader:
         batches: TrainBatches | EvalBatches,
         bad_images: BadImages,
         *,
+        finish: DeviceViews | None = None,
         workers: int | None,
         prefetch: int = 2,
         pin_memory: bool | None = None,
@@ -49,6 +53,7 @@ class Loader:
                 "leave it out: memory is pinned where there is a GPU",
             )
         self._bad = bad_images
+        self._finish = finish
         self._plan = _Plan()
         self._loader = DataLoader(
             batches,
@@ -92,9 +97,22 @@ class Loader:
             if bad:
                 self._bad.add(bad)
             if batch is not None:
-                images, labels, indices, known = batch
-                yield Batch(images, labels, indices, tuple(_stored(one) for one in known))
+                yield self._batch(*batch)
             assert self._plan.keys is keys, "another pass was begun before this one was left"
+
+    def _batch(
+        self,
+        images: Images | Drawn,
+        labels: Labels | None,
+        indices: Indices,
+        known: Sequence[Sequence[torch.Tensor | None]],
+    ) -> Batch:
+        stored = tuple(_stored(one) for one in known)
+        if not isinstance(images, Drawn):
+            return Batch(images, labels, indices, stored)
+        assert self._finish is not None
+        images, labels = self._finish(images)
+        return Batch(images, labels, indices, stored).to(self._finish.device)
 
 
 class _Plan:

@@ -24,6 +24,7 @@ __all__ = [
     "SubsetReader",
     "UnlabelledReader",
     "file_size",
+    "pixel_array",
 ]
 
 
@@ -132,6 +133,16 @@ def file_size(reader: Reader, position: int) -> int | None:
     return None if find is None else find(position)
 
 
+def pixel_array(reader: Reader) -> UInt8[ndarray, "count height width 3"] | None:
+    """RGB of all images of a reader in order; None where they have several sizes, or no memory.
+
+    Args:
+        reader: Those that can have a method of this name, which says the same.
+    """
+    find = getattr(reader, "pixel_array", None)
+    return None if find is None else find()
+
+
 @final
 class ArrayReader:
     """Images of one size, held in memory. All pixels and labels are of the fingerprint.
@@ -172,8 +183,13 @@ class ArrayReader:
         """The part and the position, such as ``train/123``."""
         return f"{self._part}/{position}"
 
+    def pixel_array(self) -> UInt8[ndarray, "count height width 3"]:
+        """All images; not to be changed."""
+        return self._images
+
     def __getitem__(self, position: int) -> Sample:
-        return Sample(Image.fromarray(self._images[position]), self.labels[position], position)
+        pixels = torch.from_numpy(np.array(self._images[position])).permute(2, 0, 1)
+        return Sample(pixels, self.labels[position], position)
 
 
 @final
@@ -211,6 +227,11 @@ class SubsetReader:
     def file_size(self, position: int) -> int | None:
         """Bytes of the file of an image; None where it is no file of its own."""
         return file_size(self._reader, self._positions[position])
+
+    def pixel_array(self) -> UInt8[ndarray, "count height width 3"] | None:
+        """A copy of these images; None as of `pixel_array`."""
+        pixels = pixel_array(self._reader)
+        return None if pixels is None else pixels[self._positions]
 
     def __getitem__(self, position: int) -> Sample:
         sample = self._reader[self._positions[position]]
@@ -253,6 +274,13 @@ class JoinedReader:
         """What the reader that has the image calls it."""
         reader, own = self._find(position)
         return reader.key(own)
+
+    def pixel_array(self) -> UInt8[ndarray, "count height width 3"] | None:
+        """A copy of all images; None as of `pixel_array`."""
+        one, other = pixel_array(self._first), pixel_array(self._second)
+        if one is None or other is None or one.shape[1:] != other.shape[1:]:
+            return None
+        return np.concatenate([one, other])
 
     def __getitem__(self, position: int) -> Sample:
         reader, own = self._find(position)
@@ -298,6 +326,10 @@ class UnlabelledReader:
     def key(self, position: int) -> str:
         """What the other reader calls the image."""
         return self._reader.key(position)
+
+    def pixel_array(self) -> UInt8[ndarray, "count height width 3"] | None:
+        """As of the other reader."""
+        return pixel_array(self._reader)
 
     def __getitem__(self, position: int) -> Sample:
         sample = self._reader[position]

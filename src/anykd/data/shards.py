@@ -11,7 +11,7 @@ from anykd.errors import DataError
 
 from .classes import Values, number_classes
 from .fingerprint import fingerprint_of
-from .images import MAX_PIXELS, decode_rgb
+from .images import MAX_PIXELS, decode_pixels
 from .parts import divide_by_name, train_and_val
 from .reader import Sample, Source
 from .shard_files import ShardFile, find_shards
@@ -90,7 +90,7 @@ class ShardReader:
                 f"{name} cannot be read: {error.strerror}", "mend or replace the shard"
             ) from None
         label = None if self.labels is None else self.labels[position]
-        return Sample(decode_rgb(content, name, self._max_pixels), label, position)
+        return Sample(decode_pixels(content, name, self._max_pixels), label, position)
 
 
 def open_shards(argument: str, *, labels: bool = True, max_pixels: int = MAX_PIXELS) -> Source:

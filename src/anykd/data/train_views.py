@@ -1,25 +1,31 @@
 """What training shows of a data set: each view a pure function of (seed, number, image)."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import final
+from functools import cached_property, partial
+from typing import Literal, final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from timm.data.mixup import Mixup
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from .augment import AugmentConfig
+from .batched import distributions, finish
+from .choices import Chooser, Chosen, Crop, Mixing, Patch
+from .drawn import Drawn, drawn, own_and_other
 from .faults import BadImagePolicy, StandIns, read_samples
 from .reader import Reader, Sample
+from .rendering import crop_and_flip, render
 from .seeded import Stream, generators_kept, seed_generators
-from .views import View, erase_, train_view
+from .views import height_width
 
-__all__ = ["Shown", "TrainViews", "in_unit_range"]
+__all__ = ["Part", "Shown", "TrainViews"]
+
+Part = Literal["choices", "crops", "views"]
+"""How much of views is made image by image: nothing at all, for which no image is read; crops and
+flips; or all."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,10 @@ class TrainViews:
     mixed with a share, and a box, of its own: so an image's partner is as much a part of its view
     as its crop, and must be shown beside it.
 
-    Where two images are mixed, timm's `Mixup` mixes them; over many draws pairs, kinds, shares and
+    A view is what is *chosen* for it (`Chooser`); its pixels are made of that by whoever is best
+    placed to, and are the same to one level of 255: see `draw`.
+
+    Where two images are mixed, timm's `Mixup` draws how; over many draws pairs, kinds, shares and
     boxes are distributed as in its mode "pair". Its mode "batch", which the published pipelines
     use, differs in one thing: there all pairs of a batch have one share.
 
@@ -67,6 +76,7 @@ class TrainViews:
     Attributes:
         count: Different views of each image; None where every epoch brings new ones.
         paired: Whether images are mixed in pairs.
+        op_names: timm's names of all changes of colour and shape that may be chosen.
     """
 
     def __init__(
@@ -88,10 +98,10 @@ class TrainViews:
         self.policy: BadImagePolicy = bad_images
         self._num_classes = num_classes
         self._smoothing = label_smoothing
-        self._view: View = train_view(augment, image_size)
-        self._erasing = augment.erasing or 0.0
-        self._mix = _mixup(augment, max(num_classes, 1), label_smoothing)
-        self.paired = self._mix is not None
+        self._size = height_width(image_size)
+        self._chooser = Chooser(augment, self._size)
+        self.paired = augment.mixes
+        self.op_names = self._chooser.op_names
         self._stand_ins = StandIns(reader, self.seed)
         self._layout: tuple[int, np.ndarray] | None = None
 
@@ -131,72 +141,127 @@ class TrainViews:
         firsts = 2 * rng.permutation(self.num_slots // 2)
         return np.stack([firsts, firsts + 1], axis=1).ravel()
 
-    def show(self, number: int, positions: Sequence[int]) -> Shown:
+    def show(self, number: int, positions: Sequence[int], *, exact: bool = False) -> Shown:
         """Make a view of some images.
 
         Args:
             number: Of the view, from 0.
             positions: Which images; where they are mixed, partners are neighbours as in `layout`.
+            exact: Whether to have Pillow's pixels to the bit. Else they may be off by one level of
+                255, by processor and version of torch, and are there sooner.
 
         Raises:
             DataError: If an image cannot be read, and nothing may take its place.
         """
+        samples, places, bad = self._read(number, positions)
+        chosen = self._chosen(number, positions, samples)
+        interpolation = self.augment.interpolation
+        images = render(samples, chosen, self._size, interpolation=interpolation, exact=exact)
+        classes = torch.tensor([sample.label or 0 for sample in samples])
+        labels = self._labels(classes, own_and_other([mixing.share for mixing in chosen.mixings]))
+        indices = torch.tensor([sample.index for sample in samples])
+        return Shown(images, labels, indices, places, bad)
+
+    def draw(
+        self, number: int, positions: Sequence[int], *, crops: bool
+    ) -> tuple[Drawn, Sequence[int], dict[int, str]]:
+        """Choose a view of some images, and leave it to `finish` to make it.
+
+        Args:
+            number: Of the view, from 0.
+            positions: Which images, as in `show`.
+            crops: Whether to read the images, and crop and flip them. Else they must be of one
+                size, and lie where the rest is done.
+
+        Returns:
+            What is left to do; places and bad as in `Shown`.
+
+        Raises:
+            DataError: As of `show`.
+        """
+        pixels, places, bad = None, range(len(positions)), {}
+        if crops:
+            samples, places, bad = self._read(number, positions)
+        else:
+            samples = self._unread(positions)
+        chosen = self._chosen(number, positions, samples)
+        if crops:
+            interpolation = self.augment.interpolation
+            pixels = torch.stack(
+                [
+                    crop_and_flip(sample, crop, self._size, interpolation=interpolation)
+                    for sample, crop in zip(samples, chosen.crops, strict=True)
+                ]
+            )
+        classes = [sample.label or 0 for sample in samples]
+        indices = [sample.index for sample in samples]
+        return drawn(chosen, classes, indices, pixels), places, bad
+
+    def finish(
+        self, left: Drawn, source: UInt8[Tensor, "count in_height in_width 3"] | None = None
+    ) -> tuple[Float[Tensor, "batch 3 height width"], Float[Tensor, "batch classes"] | None]:
+        """Make views of what `draw` has left to do, on the device on which it lies.
+
+        Args:
+            left: Of these views.
+            source: Pixels of all images, on the same device; needed where none are cropped yet.
+
+        Returns:
+            Images and labels as in `Shown`.
+        """
+        interpolation = self.augment.interpolation
+        images = finish(left, size=self._size, interpolation=interpolation, source=source)
+        return images, self._labels(left.classes, left.shares)
+
+    def _labels(
+        self, classes: Int[Tensor, " batch"], shares: Float[Tensor, "batch 2"] | None
+    ) -> Float[Tensor, "batch classes"] | None:
+        if self.reader.labels is None:
+            return None
+        width, smoothing = self._num_classes, self._smoothing
+        return distributions(classes, shares, num_classes=width, smoothing=smoothing)
+
+    def _read(
+        self, number: int, positions: Sequence[int]
+    ) -> tuple[list[Sample], Sequence[int], dict[int, str]]:
+        """Read images, or others in their place; places and bad as in `Shown`."""
         stand_in = partial(self._stand_ins, number)
         samples, bad = read_samples(self.reader, positions, policy=self.policy, stand_in=stand_in)
-        classes = torch.tensor([sample.label or 0 for sample in samples])
-        with generators_kept():  # once: keeping them takes longer than seeding them
-            images = in_unit_range([self._crop(number, sample) for sample in samples])
-            self._erase(number, samples, images)
-            labels = self._mixed(number, positions, images, classes)
-        if self.reader.labels is None:
-            labels = None
-        indices = torch.tensor([sample.index for sample in samples])
         places: Sequence[int] = range(len(positions))
         if self.policy == "drop" and bad:
             # Where nothing is left, one image stands in for the first.
             places = [k for k, position in enumerate(positions) if position not in bad] or [0]
-        return Shown(images, labels, indices, places, bad)
+        return samples, places, bad
 
-    def _crop(self, number: int, sample: Sample) -> Tensor:
-        seed_generators(self.seed, Stream.VIEW, number, sample.index)
-        return self._view(sample.image)
+    def _unread(self, positions: Sequence[int]) -> list[Sample]:
+        """Samples without pixels, of which all have one size."""
+        labels = self.reader.labels
+        return [
+            Sample(self._blank, None if labels is None else labels[position], position)
+            for position in positions
+        ]
 
-    def _erase(self, number: int, samples: Sequence[Sample], images: Tensor) -> None:
-        if self._erasing:
-            for sample, image in zip(samples, images, strict=True):
-                seed_generators(self.seed, Stream.ERASE, number, sample.index)
-                erase_(image, self._erasing)
+    @cached_property
+    def _blank(self) -> Tensor:
+        return torch.empty_like(self.reader[0].pixels, device="meta")
 
-    def _mixed(
-        self, number: int, positions: Sequence[int], images: Tensor, classes: Tensor
-    ) -> Float[Tensor, "batch classes"]:
-        """Mix images in place, and turn their class indices into distributions."""
-        if self._mix is None:
-            width = self._num_classes
-            one_hot = F.one_hot(classes, max(width, 1)).float()
-            return one_hot * (1 - self._smoothing) + self._smoothing / max(width, 1)
-        labels = []
-        for first in range(0, len(positions), 2):
-            pair = slice(first, first + 2)
-            seed_generators(self.seed, Stream.MIX, number, min(positions[pair]))
-            labels.append(self._mix(images[pair], classes[pair])[1])
-        return torch.cat(labels)
+    def _chosen(self, number: int, positions: Sequence[int], samples: Sequence[Sample]) -> Chosen:
+        with generators_kept():  # once: keeping them takes longer than seeding them
+            crops = [self._crop(number, sample) for sample in samples]
+            patches = [self._patch(number, sample) for sample in samples if self._chooser.erases]
+            firsts = range(0, len(positions) if self.paired else 0, 2)
+            mixings = [self._mixing(number, min(positions[k : k + 2])) for k in firsts]
+        return Chosen(crops, patches, mixings)
 
+    def _crop(self, number: int, sample: Sample) -> Crop:
+        key = self.seed, Stream.VIEW, number, sample.index
+        seed_generators(*key, numpy=self._chooser.draws_from_numpy)
+        return self._chooser.crop(sample.content)
 
-def _mixup(
-    augment: AugmentConfig, num_classes: int, label_smoothing: float
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """What mixes two images and their labels; None where nothing is mixed."""
-    if not augment.mixes:
-        return None
-    return Mixup(
-        mixup_alpha=augment.mixup or 0.0,
-        cutmix_alpha=augment.cutmix or 0.0,
-        label_smoothing=label_smoothing,
-        num_classes=num_classes,
-    )
+    def _patch(self, number: int, sample: Sample) -> Patch | None:
+        seed_generators(self.seed, Stream.ERASE, number, sample.index, numpy=False)
+        return self._chooser.patch()
 
-
-def in_unit_range(views: Sequence[Tensor]) -> Float[Tensor, "batch 3 height width"]:
-    """Stack 8-bit views to one float tensor in [0, 1]."""
-    return torch.stack(list(views)).float().div_(255)
+    def _mixing(self, number: int, index: int) -> Mixing:
+        seed_generators(self.seed, Stream.MIX, number, index)
+        return self._chooser.mixing()

@@ -62,9 +62,11 @@ class TrainConfig(FrozenConfig):
     first steps may be skipped while the scale is found."""
     channels_last: bool = True
     """Keep images and convolutions in channels-last layout."""
-    compile: bool = False
+    compile: bool | Literal["partial", "cuda_graphs"] = False
     """Let torch.compile make one program of student, teacher and method; it needs a C++ compiler on
-    processors, and its first steps take minutes."""
+    processors, and its first steps take minutes. "partial" leaves to Python what does not fit into
+    one program. "cuda_graphs" also records the program's kernels, so that a GPU starts all of them
+    at once: for small models, whose kernels are done before the processor can start the next."""
     grad_checkpointing: bool = False
     """Keep no activations inside the student's blocks, and compute them again in the backward pass:
     less memory, about a third more time, the same numbers."""
@@ -90,6 +92,15 @@ class TrainConfig(FrozenConfig):
         if self.warmup_epochs is not None and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs must be below epochs = {self.epochs}, got {self.warmup_epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_hold_one_gradient(self) -> "TrainConfig":
+        if self.compile == "cuda_graphs" and self.grad_accum > 1:
+            raise ValueError(
+                'compile = "cuda_graphs" overwrites the gradients of the part before: set '
+                "grad_accum = 1, or compile = true"
             )
         return self
 

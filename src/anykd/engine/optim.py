@@ -1,18 +1,21 @@
 """The optimiser, its learning rate, and the average of the weights."""
 
+import inspect
 import math
+from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from jaxtyping import Float
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
-from anykd.distributed import world_size
 from anykd.errors import RecipeError, nearest
 
 from .config import TrainConfig
+from .parallel import local
 
-__all__ = ["build_ema", "build_optimizer", "learning_rate"]
+__all__ = ["Average", "build_optimizer", "learning_rate"]
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -34,12 +37,20 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
         )
     # timm's sgd is Nesterov's, which needs a momentum; "momentum" is the plain one.
     plain = config.optimizer == "sgd" and config.momentum == 0
+    name = "momentum" if plain else config.optimizer
+    kind = get_optimizer_class(name, bind_defaults=False)
+    # One kernel for all parameters, which moreover skips a step without asking the host. torch
+    # does not know how to shard each of them.
+    can_fuse = "fused" in inspect.signature(kind).parameters
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    fused: dict[str, Any] = {"fused": True} if can_fuse and not is_sharded else {}
     optimizer = create_optimizer_v2(
         module,
-        opt="momentum" if plain else config.optimizer,
+        opt=name,
         lr=config.peak_lr,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
+        **fused,
     )
     if getattr(optimizer, "is_second_order", False):
         raise RecipeError(
@@ -72,10 +83,41 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
     return config.min_lr + (config.peak_lr - config.min_lr) * cosine
 
 
-def build_ema(model: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
-    """Make the average of a model's weights, where the recipe asks for one; it copies the model."""
-    if config.ema_decay is None:
-        return None
-    # Sharded weights and plain buffers side by side are refused by functions on lists.
-    foreach = not (config.fsdp and world_size() > 1)
-    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup, foreach=foreach)
+class Average:
+    """timm's average of a model's weights, which can leave out a step without asking the host.
+
+    Args:
+        model: Whose weights are followed; it is copied.
+        config: Has ``ema_decay`` and ``ema_warmup``.
+
+    Attributes:
+        module: The model with the averaged weights.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        assert config.ema_decay is not None
+        self._timm = ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
+        self.module: Any = self._timm.module
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, *, step: int, moved: Float[Tensor, ""]) -> None:
+        """Move every weight and running statistic a little towards the model's.
+
+        Args:
+            model: Whose weights are followed.
+            step: Steps taken since the beginning.
+            moved: 1, or 0 to stay where it is.
+        """
+        share = (1 - self._timm.get_decay(step)) * moved
+        # Sharded weights and plain buffers side by side are refused by functions on lists.
+        pairs = zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
+        averages, targets = [], []
+        for average, target in pairs:
+            if average.is_floating_point():
+                averages.append(local(average))
+                targets.append(local(target))
+            else:
+                average.copy_(target)
+        apart = torch._foreach_sub(targets, averages)
+        torch._foreach_mul_(apart, share)
+        torch._foreach_add_(averages, apart)

@@ -1,10 +1,12 @@
 """How the ranks share one module: who holds its weights, and how gradients become one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -16,7 +18,9 @@ from anykd.errors import RecipeError, first_line
 from anykd.models.sharding import shard
 from anykd.types import Batch, StepOutput
 
-__all__ = ["Parallel", "clip_gradients", "keep_apart"]
+__all__ = ["Compilation", "Parallel", "clip_gradients", "keep_apart", "local"]
+
+Compilation = bool | Literal["partial", "cuda_graphs"]
 
 
 class Parallel:
@@ -34,7 +38,7 @@ class Parallel:
         fsdp: Shard it, where there are several ranks. Its parameters are new ones afterwards: make
             the optimiser then.
         sync_bn: Let batch norms normalise by the images of all ranks.
-        compile: Compile the module.
+        compile: Compile the module, as in `TrainConfig`.
 
     Attributes:
         module: As given; names in its state dict stay what they were.
@@ -52,16 +56,22 @@ class Parallel:
         *,
         fsdp: bool = False,
         sync_bn: bool = False,
-        compile: bool = False,
+        compile: Compilation = False,
     ) -> None:
         self.module = module
         device = next(module.parameters()).device
         if sync_bn:
-            _require_gpu(device)
+            _require_gpu(
+                device, "train.sync_bn", "leave it out, or take a model without batch norms"
+            )
             module = convert_sync_batchnorm(module)
         if compile:
             _require_compiler(device)
-            module.compile()
+            if compile == "cuda_graphs":
+                _require_gpu(device, 'train.compile = "cuda_graphs"', "set train.compile = true")
+            mode = "reduce-overhead" if compile == "cuda_graphs" else None
+            module.compile(fullgraph=compile != "partial", mode=mode)
+        self._compiled: Compilation = compile
         self.is_sharded = fsdp and world_size() > 1
         self._call: nn.Module = module
         if self.is_sharded:
@@ -74,8 +84,25 @@ class Parallel:
         self._norms = [norm for norm in norms if norm.running_mean is not None]
 
     def __call__(self, batch: Batch) -> StepOutput:
-        """Run the module on this rank's images."""
-        return self._call(batch)
+        """Run the module on this rank's images.
+
+        Raises:
+            RecipeError: If it is to be one program and cannot.
+        """
+        if not self._compiled:
+            return self._call(batch)
+        from torch._dynamo.exc import Unsupported  # takes seconds to import
+
+        if self._compiled == "cuda_graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            return self._call(batch)
+        except Unsupported as error:
+            raise RecipeError(
+                f"train.compile: these models and this method are not one program: "
+                f"{first_line(error)}",
+                hint='set train.compile = "partial", or leave it out',
+            ) from error
 
     @contextmanager
     def part(self, *, last: bool) -> Iterator[None]:
@@ -124,29 +151,40 @@ def _average(tensors: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float | None) -> Tensor:
+def clip_gradients(
+    gradients: Sequence[Tensor], largest: float | None
+) -> tuple[Float[Tensor, ""], Float[Tensor, " parameters"]]:
     """Scale gradients down where the norm of all of them together is above a limit.
 
-    All ranks call it together.
+    All ranks call it together, and nothing waits for the device.
 
     Args:
-        parameters: Plain, sharded, or both.
+        gradients: Plain, sharded, or both.
         largest: The limit; None leaves the gradients.
 
     Returns:
-        The norm before, the same on every rank; not finite where any gradient is not.
+        The norm before, the same on every rank and not finite where any gradient is not; and the
+        norm of each gradient, of a sharded one that of this rank's part.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    plain = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    parts = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
-    norm = nn.utils.get_total_norm(plain)
-    if parts:
-        of_parts = sum_over_ranks(nn.utils.get_total_norm(parts).square()).sqrt()
-        norm = torch.linalg.vector_norm(torch.stack([norm.to(of_parts), of_parts]))
+    if not gradients:
+        return torch.zeros(()), torch.zeros(0)
+    parts = [local(gradient) for gradient in gradients]
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(parts)])
+    is_part = [isinstance(gradient, DTensor) for gradient in gradients]
+    if any(is_part):
+        squares, of_parts = norms.square(), norms.new_tensor(is_part)
+        whole = sum_over_ranks((squares * of_parts).sum()) + (squares * (1 - of_parts)).sum()
+        norm = whole.sqrt()
+    else:
+        norm = torch.linalg.vector_norm(norms)
     if largest is not None:
-        scale = (largest / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_([*plain, *parts], scale)
-    return norm
+        torch._foreach_mul_(parts, (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm, norms
+
+
+def local(gradient: Tensor) -> Tensor:
+    """This rank's share of a sharded gradient: functions on lists refuse it among others."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def keep_apart(optimizer: torch.optim.Optimizer) -> None:
@@ -163,11 +201,10 @@ def keep_apart(optimizer: torch.optim.Optimizer) -> None:
             optimizer.param_groups.append(group | {"params": plain})
 
 
-def _require_gpu(device: torch.device) -> None:
+def _require_gpu(device: torch.device, setting: str, hint: str) -> None:
     if device.type != "cuda":
         raise RecipeError(
-            f"train.sync_bn works on GPUs alone, and this run is on {device.type}",
-            hint="leave it out, or take a model without batch norms",
+            f"{setting} works on GPUs alone, and this run is on {device.type}", hint=hint
         )
 
 

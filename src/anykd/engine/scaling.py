@@ -36,15 +36,19 @@ class LossScale:
         """Scale for fp16; bf16 has the range of float32 and needs none."""
         return cls(cls.START, enabled=True) if precision == "fp16" else cls()
 
-    def overflowed(self) -> bool:
+    def overflowed(self, value: float) -> bool:
         """Halve the factor after gradients that are not finite.
+
+        Args:
+            value: The factor of that step. Where it is known late, steps behind it were taken with
+                the same factor: they halve it no further.
 
         Returns:
             Whether it could be halved: without a scale, or at 1, something else is wrong.
         """
-        if not self.enabled or self.value <= 1:
+        if not self.enabled or value <= 1:
             return False
-        self.value, self.good_steps = self.value / 2, 0
+        self.value, self.good_steps = min(self.value, value / 2), 0
         return True
 
     def succeeded(self) -> None:

@@ -1,6 +1,7 @@
 """The loop: it trains any module that turns a `Batch` into a `StepOutput`."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,7 +9,6 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from anykd.distributed import world_size
@@ -19,10 +19,11 @@ from anykd.types import Batch
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .memory import out_of_memory_in_words
-from .optim import build_ema, build_optimizer, learning_rate
+from .optim import Average, build_optimizer, learning_rate
 from .optimizer_state import pack_optimizer, unpack_optimizer
 from .parallel import Parallel, keep_apart
 from .precision import autocast, choose_dtype
+from .readings import Reading, steps_behind
 from .scaling import LossScale
 from .step import BadStep, Step, Stepper
 
@@ -125,7 +126,7 @@ class Trainer:
         # Convolutions alone: DDP is slow with other weights whose gradients have another layout.
         nn.utils.convert_conv2d_weight_memory_format(module.to(device), self.layout)
         self.dtype = choose_dtype(config.precision, device)
-        self.ema: ModelEmaV3 | None = build_ema(averaged, config)
+        self.ema = None if config.ema_decay is None else Average(averaged, config)
         # What is sharded can be neither copied nor saved as it is.
         shards = config.fsdp and world_size() > 1
         self._outline = outline(averaged) if shards else None
@@ -148,6 +149,8 @@ class Trainer:
         )
         self.epochs_done, self.steps_done = 0, 0
         self.bad_steps, self.bad_in_a_row = 0, 0
+        self.behind = steps_behind(device)
+        self._taken: deque[_Taken] = deque()
 
     def kept(self) -> nn.Module:
         """What is to be saved: ``averaged``, or its average, whole on each rank. A collective."""
@@ -189,14 +192,13 @@ class Trainer:
                 stop=listener.stop,
             )
             self.steps_done, since = step + 1, since + 1
-            if taken.bad is not None:
-                self._skipped(taken.bad, epoch, step, listener)
-            elif not taken.overflowed:
-                self.bad_in_a_row = 0
-                if self.ema is not None:
-                    self.ema.update(self.averaged, step=self.all_steps_done)
+            if self.ema is not None:
+                self.ema.update(self.averaged, step=self.all_steps_done, moved=taken.moved)
+            self._taken.append(_Taken(epoch, step, taken, Reading(taken.report)))
+            stops = self._look_back(listener, self.behind)
             listener.step(epoch, step)
             if step % every == 0 or step == steps - 1:
+                stops |= self._look_back(listener)
                 now = time.perf_counter()
                 speed = self.config.batch_size * since / (now - clock)
                 listener.log(
@@ -206,10 +208,12 @@ class Trainer:
                     | {"images_per_second": round(speed, 1)}
                 )
                 clock, since = now, 0
-            if taken.stop:
+            if stops:
+                self._look_back(listener)
                 listener.checkpoint(self)
                 listener.stopped()
             elif self._is_due(step):
+                self._look_back(listener)
                 listener.checkpoint(self)
         assert self.steps_done == steps, "the loader gave fewer batches than it promised"
 
@@ -232,26 +236,46 @@ class Trainer:
         scale = {"loss_scale": self.scale.value} if self.scale.enabled else {}
         return {"grad_norm": taken.grad_norm, "bad_steps": self.bad_steps} | scale
 
-    def _skipped(self, bad: BadStep, epoch: int, step: int, listener: Listener) -> None:
+    def _look_back(self, listener: Listener, behind: int = 0) -> bool:
+        """Learn what came of the steps that were taken, but for the last few of them.
+
+        All ranks look at the same steps at the same time, and see the same.
+
+        Returns:
+            Whether a rank asked to stop.
+        """
+        stops = False
+        while len(self._taken) > behind:
+            one = self._taken.popleft()
+            outcome = self.stepper.outcome(one.step, one.reading.get())
+            stops |= outcome.stop
+            if outcome.bad is not None:
+                self._skipped(one, outcome.bad, listener)
+            elif not outcome.overflowed:
+                self.bad_in_a_row = 0
+        return stops
+
+    def _skipped(self, taken: "_Taken", bad: BadStep, listener: Listener) -> None:
         """Count a step without finite loss or gradient, and stop after too many in a row."""
+        where = f"epoch {taken.epoch + 1}, step {taken.number + 1}"
         self.bad_steps += 1
         self.bad_in_a_row += 1
         if self.bad_in_a_row == 1:
-            listener.warn(f"epoch {epoch + 1}, step {step + 1} was skipped: {bad.named}")
+            listener.warn(f"{where} was skipped: {bad.named}")
         if self.bad_in_a_row < self.config.max_bad_steps:
             return
         raise BadStepsError(
-            f"{self.bad_in_a_row} steps in a row had no finite loss and gradient; in epoch "
-            f"{epoch + 1}, step {step + 1} {bad.named}",
+            f"{self.bad_in_a_row} steps in a row had no finite loss and gradient; in {where} "
+            f"{bad.named}",
             hint="lower train.peak_lr, set train.clip_grad = 5, or train.precision = 'float32'",
             record={
-                "epoch": epoch,
-                "step": step,
+                "epoch": taken.epoch,
+                "step": taken.number,
                 "terms": [{name: repr(value) for name, value in t.items()} for t in bad.terms],
                 "parameters": bad.parameters,
                 "indices": bad.indices,
                 "bad_steps": self.bad_steps,
-                "loss_scale": self.scale.value,
+                "loss_scale": taken.step.scale,
             },
         )
 
@@ -301,6 +325,16 @@ class Trainer:
         self.bad_steps, self.bad_in_a_row = plain["bad_steps"], plain["bad_in_a_row"]
         self.scale.value, self.scale.good_steps = plain["loss_scale"]
         self.loader.load_state_dict(plain["loader"])
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step whose outcome the host does not know yet."""
+
+    epoch: int
+    number: int
+    step: Step
+    reading: Reading
 
 
 def _require_same(

@@ -106,7 +106,7 @@ def assemble(
         method.know_labels(torch.tensor(data.train.labels))
     elif method.needs_labels:
         raise DataError(*no_labels(method))
-    loader = train_loader(recipe, views, stored, on_bad_image=on_bad_image)
+    loader = train_loader(recipe, views, stored, device=device, on_bad_image=on_bad_image)
     trainer = Trainer(method, student, loader, recipe.train, device=device, seed=recipe.seed)
     for teacher, config in zip(teachers, recipe.teachers, strict=False):
         teacher.to(device, memory_format=trainer.layout)
@@ -201,6 +201,7 @@ def train_loader(
     views: TrainViews,
     stored: Sequence[Cache | None] = (),
     *,
+    device: torch.device,
     on_bad_image: Callable[[str], None] | None = None,
 ) -> TrainLoader:
     """Make the loader of this rank's share of the training images.
@@ -209,6 +210,7 @@ def train_loader(
         recipe: How they are loaded.
         views: How they are shown.
         stored: What each teacher said of them.
+        device: Where they are trained on.
         on_bad_image: Called with a line for each image that cannot be read.
 
     Raises:
@@ -229,6 +231,8 @@ def train_loader(
         drop_last=recipe.data.drop_last,
         on_bad_image=on_bad_image,
         stored=stored,
+        device=device,
+        views_on=recipe.data.views_on,
         **_loading(recipe),
     )
 

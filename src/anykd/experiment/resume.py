@@ -13,6 +13,7 @@ __all__ = ["changed_settings", "require_same_recipe"]
 _FREE = frozenset(
     (
         *("data.workers", "data.prefetch", "data.pin_memory", "data.persistent_workers"),
+        "data.decoded",
         *("train.device", "train.fsdp", "teacher.fsdp", "train.grad_checkpointing"),
         *("train.checkpoint_every", "train.max_bad_steps", "train.log_every"),
     )

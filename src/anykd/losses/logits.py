@@ -259,7 +259,8 @@ def _is_target(
 ) -> Bool[Tensor, "batch classes"]:
     """Mark the most probable class of each label."""
     target = labels.argmax(dim=1) if labels.ndim == 2 else labels.long()
-    return F.one_hot(target, num_classes).bool()
+    # one_hot would ask for the smallest and the largest class, which waits for some devices.
+    return torch.arange(num_classes, device=target.device) == target[:, None]
 
 
 def _divergence(

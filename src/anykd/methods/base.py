@@ -189,7 +189,9 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch) -> StepOutput:
         """Run student and teacher once and compute the loss terms of one batch on this rank."""
         views = Views(batch.images, batch.stored)
-        student, teacher = self.student(views), self.taught(views)
+        # The teacher first: what it computes on the way is gone before the student needs memory.
+        teacher = self.taught(views)
+        student = self.student(views)
         terms = self.task_terms(student.logits, batch) | self.terms(batch, student, teacher)
         # DistributedDataParallel waits for gradients of all that leads to an output.
         logits = student.logits if self.trains_logits else student.logits.detach()
@@ -197,7 +199,7 @@ class Method(nn.Module, ABC):
 
     def taught(self, views: Views) -> Any:
         """Run what teaches: the teacher, or nothing for a method that needs none."""
-        return self.teacher(views) if self.needs_teacher else None
+        return self.teacher(views, self.reads) if self.needs_teacher else None
 
     @abstractmethod
     def terms(self, batch: Batch, student: Features, teacher: Features) -> Terms:

@@ -102,7 +102,7 @@ class Combination(Method):
 
     def taught(self, views: Views) -> list[Features]:
         """Run each teacher once, however many parts learn from it."""
-        return [teacher(views) for teacher in self.teachers]
+        return [teacher(views, self.reads_of(teacher)) for teacher in self.teachers]
 
     def terms(self, batch: Batch, student: Features, teacher: Any) -> Terms:
         """Compute the terms of every part; those of one name, such as two ``kd``, are added."""

@@ -236,7 +236,7 @@ class FBT(Method):
     def reads(self) -> frozenset[FeaturePart]:
         """Where the teacher stands in front of the fusion, its stages too."""
         live = self.config.fuses and not self._student_is_first()
-        return super().reads | (frozenset(("stages",)) if live else frozenset())
+        return self.config.reads | (frozenset(("stages",)) if live else frozenset())
 
     @property
     def runs_tail(self) -> bool:

@@ -129,6 +129,7 @@ class PAT(Method):
             return frozenset(("stages", "logits") if self.kd_weight else ("stages",))
 
     config: Config
+    guards_logits: bool | None = None
 
     def __init__(self, student: StagedModel, teacher: FrozenTeacher | None, config: Config) -> None:
         super().__init__(student, teacher, config)
@@ -148,6 +149,13 @@ class PAT(Method):
                 self.register_buffer(f"feedback_stage{stage}", torch.zeros(shape))
         self.guards_logits = self._tail_is_wanted()
 
+    @property
+    def reads(self) -> frozenset[FeaturePart]:
+        """Where the guard compares class scores, these too."""
+        # Asked in every step, and looking for a tail that is not there takes long.
+        guards = self.guards_logits if self.guards_logits is not None else self._tail_is_wanted()
+        return self.config.reads | (frozenset(("logits",)) if guards else frozenset())
+
     def _tail_is_wanted(self) -> bool:
         if _TAIL_STAGE not in self.config.prompt_stages:
             return False
@@ -156,11 +164,6 @@ class PAT(Method):
             return True
         may = self.config.guard == "auto" and self.teacher.num_prefix_tokens == 0
         return may and self.teacher.model.has_tail
-
-    @property
-    def reads(self) -> frozenset[FeaturePart]:
-        """Where the guard compares class scores, these too."""
-        return super().reads | (frozenset(("logits",)) if self._tail_is_wanted() else frozenset())
 
     @property
     def runs_tail(self) -> bool:

@@ -201,7 +201,11 @@ class StagedModel(nn.Module):
         self, images: Float[Tensor, "batch 3 height width_px"]
     ) -> Float[Tensor, "batch 3 own_height own_width"]:
         """Resize images in [0, 1] to the model's size and normalise them its way."""
-        return Views(images).of(self.view, self.mean, self.std)
+        return self.look(Views(images))
+
+    def look(self, views: Views) -> Float[Tensor, "batch 3 own_height own_width"]:
+        """The images as this model sees them; computed once for all models of equal views."""
+        return views.of(self.view, self.mean, self.std)
 
     def forward(self, images: Float[Tensor, "batch 3 height width_px"] | Views) -> Features:
         """Run the model once and keep its stages.
@@ -227,7 +231,7 @@ class StagedModel(nn.Module):
             The final feature in the model's own layout, and each level as (map, prefix tokens).
         """
         views = images if isinstance(images, Views) else Views(images)
-        x = views.of(self.view, self.mean, self.std)
+        x = self.look(views)
         if not self.is_timm:
             stages, final = self.model.forward_stages(x)
             kept = stages if indices is None else [stages[i] for i in indices]
@@ -285,6 +289,11 @@ class StagedModel(nn.Module):
             )
         self.new_classifier = classifier.to(self.mean.device)
         self.num_classes, self.class_names = classifier.out_features, ()
+
+    @property
+    def tail_is_found(self) -> bool:
+        """Whether anyone has asked for the tail so far."""
+        return self._tail is not None
 
     @property
     def has_tail(self) -> bool:

@@ -1,6 +1,7 @@
 """A teacher whose answers come with the batch, where they were computed before."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import final
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anykd.errors import ModelError
-from anykd.types import FeaturePart, Features
+from anykd.types import EVERYTHING, FeaturePart, Features
 
 from .staged import StagedModel
 from .teacher import FrozenTeacher
@@ -54,11 +55,16 @@ class StoredTeacher(FrozenTeacher):
         self.holds: frozenset[FeaturePart] = frozenset(p for p, there in parts.items() if there)
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "batch 3 height width_px"] | Views) -> Features:
+    def __call__(
+        self,
+        images: Float[Tensor, "batch 3 height width_px"] | Views,
+        parts: AbstractSet[FeaturePart] = EVERYTHING,
+    ) -> Features:
         """Give the stored answer to the images, or run the teacher where there is none.
 
         Args:
             images: RGB in [0, 1]; or the `Views` of them, which bring what is stored.
+            parts: What will be read, where the teacher has to run.
 
         Returns:
             Of what is stored: no stages, and width 0 for a part that is not held.
@@ -69,7 +75,7 @@ class StoredTeacher(FrozenTeacher):
         stored = images.stored if isinstance(images, Views) else ()
         own = stored[self.slot] if self.slot < len(stored) else None
         if own is None:
-            return super().__call__(images)
+            return super().__call__(images, parts)
         assert isinstance(images, Views)
         like = images.images
         pooled = self._held("pooled", own.pooled, self.width, like)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anykd.errors import ModelError
-from anykd.types import Features
+from anykd.types import EVERYTHING, FeaturePart, Features
 
 from .sharding import shard
 from .staged import StagedModel
@@ -49,6 +50,7 @@ class FrozenTeacher:
         self.image_size = model.image_size
         self.classes = None if classes is None else tuple(classes)
         self._map: Tensor | None = None
+        self._is_sharded = False
         self.num_classes = model.num_classes
         if self.classes is not None:
             _require_indices(self.classes, model)
@@ -65,13 +67,38 @@ class FrozenTeacher:
         return self._model
 
     @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "batch 3 height width_px"] | Views) -> Features:
-        """Run the teacher without a graph.
+    def __call__(
+        self,
+        images: Float[Tensor, "batch 3 height width_px"] | Views,
+        parts: AbstractSet[FeaturePart] = EVERYTHING,
+    ) -> Features:
+        """Run the teacher without a graph, in inference mode.
 
         Args:
             images: RGB in [0, 1]; or the `Views` of them that several models share.
+            parts: What will be read. Without ``stages`` there are none in the features, and their
+                memory is free for the student's backward pass.
         """
-        return self._mapped(self._model(images))
+        views = images if isinstance(images, Views) else Views(images)
+        stages = "stages" in parts
+        if not self._can_infer():
+            features = self._mapped(self._model(views))
+            return features if stages else replace(features, stages=(), prefixes=())
+        self._model.look(views)  # outside inference mode: the student may have the same view
+        with torch.inference_mode():
+            features = self._mapped(self._model(views))
+        # What inference mode made can be part of no graph; a copy of it can.
+        return features.map(torch.clone, stages=stages)
+
+    def _can_infer(self) -> bool:
+        """Whether nothing stands against inference mode.
+
+        What the compiler makes costs nothing per operation that it could save; sharded weights are
+        put together by operations that it refuses; and what a model keeps for later, such as tables
+        of positions, its tail could not read with gradients.
+        """
+        compiles = torch.compiler.is_compiling()
+        return not (compiles or self._is_sharded or self._model.tail_is_found)
 
     def tail(
         self,
@@ -100,6 +127,7 @@ class FrozenTeacher:
     def shard(self) -> None:
         """Leave each rank a part of the weights; see `anykd.models.sharding`. Move it before."""
         shard(self._model)
+        self._is_sharded = True
 
 
 def _require_indices(classes: tuple[int, ...], model: StagedModel) -> None:

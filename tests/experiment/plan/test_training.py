@@ -1,10 +1,11 @@
 """Findings about the method and the settings of training."""
 
 import pytest
+import torch
 from torch import nn
 
 from anykd.engine import TrainConfig
-from anykd.engine.optim import build_ema
+from anykd.engine.optim import Average
 from anykd.experiment.plan.findings.training import (
     batch_in_parts,
     rising_learning_rate,
@@ -26,11 +27,10 @@ class TestAverage:
         assert ("ema_warmup = true" in finding.remedy) == (not warm_up)
         # A weight that is 1 in the first half of the run, and 0 in the second.
         weight = nn.Linear(1, 1)
-        average = build_ema(weight, config)
-        assert average is not None
+        average = Average(weight, config)
         for step in range(1, num_steps + 1):
             nn.init.constant_(weight.weight, float(step <= num_steps // 2))
-            average.update(weight, step=step)
+            average.update(weight, step=step, moved=torch.ones(()))
         assert f"{average.module.weight.item():.0%} of the average" in finding.message
 
     @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def _load(parts: Parts) -> tuple[Batch, float]:
     found: list[Batch] = []
     begun, spent = time.perf_counter(), 0.0
     views = train_views(recipe, parts.data, parts.image_size)
-    for batch in train_loader(recipe, views, parts.stored).batches(0):
+    for batch in train_loader(recipe, views, parts.stored, device=parts.device).batches(0):
         found.append(batch)
         spent = time.perf_counter() - begun
         if len(found) * size >= _LOADED or spent > _LOADING_BUDGET:
