@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from anykd.errors import RecipeError, nearest
