@@ -327,7 +327,7 @@ class TestStorage:
         (tmp_path / "decoded").mkdir()
         with held(tmp_path / "decoded"), pytest.raises(DataError, match="is in use by") as caught:
             decode_once(photos, tmp_path / "decoded")
-        assert "wait for a process" in caught.value.hint
+        assert "wait for that process" in caught.value.hint
 
     def test_is_no_file(self, photos, tmp_path):
         (tmp_path / "decoded").touch()
