@@ -327,7 +327,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         '*Pillow + timm* is `Image.open(path).convert("RGB")` and timm\'s `create_transform` for '
         "training. *Decoded once* reads `data.decoded`. The bar is "
-        f"{BAR} times Pillow + timm, from files.",
+        f"{BAR} times Pillow + timm, from files; bold is what misses it.",
         "",
         "What loader processes do where a GPU does the rest, to bytes. timm's leave it erasing and "
         "mixing. anykd's leave it RandAugment too, but choose all that is done to each image, and "
@@ -390,18 +390,24 @@ def _table(found: list[dict[str, Any]], *arms: str) -> list[str]:
     ]
     for one in found:
         start = f"| {one['photographs']} | {one['kilobytes']:.0f} | {one['preset']} | "
-        lines.append(f"{start}{_columns(one, *arms)} |")
+        lines.append(f"{start}{_columns(one, *arms, bar=BAR)} |")
     return lines
 
 
-def _columns(one: dict[str, Any], base: str, *arms: str) -> str:
-    """Images a second of an arm and of others, and how many times as many these are."""
+def _columns(one: dict[str, Any], base: str, *arms: str, bar: float = 0) -> str:
+    """Images a second of an arm and of others, and how many times as many these are.
+
+    The first of the others is bold where it misses a bar.
+    """
     speed = one["images/s"]
     cells = [f"{statistics.median(speed[base]):,.0f}"]
     for arm in arms:
         ratios = [a / b for a, b in zip(speed[arm], speed[base], strict=True)]
         cells.append(f"{statistics.median(speed[arm]):,.0f}")
-        cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        ratio = f"{statistics.median(ratios):.2f}"
+        if arm == arms[0] and statistics.median(ratios) < bar:
+            ratio = f"**{ratio}**"
+        cells.append(f"{ratio} ({min(ratios):.2f} to {max(ratios):.2f})")
     return " | ".join(cells)
 
 

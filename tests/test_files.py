@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from anykd.errors import CheckpointError
-from anykd.files import write_atomically, written
+from anykd.files import expanded, make_folder, write_atomically, written
 
 
 def everything(folder: Path) -> dict[str, str]:
@@ -151,3 +151,13 @@ def test_files_have_the_mode_of_any_other(tmp_path):
         assert (tmp_path / "student" / "a").stat().st_mode & 0o777 == 0o640
     finally:
         os.umask(before)
+
+
+def test_a_home_that_nobody_has_is_a_name_like_others():
+    assert expanded("~") == Path.home()
+    assert expanded("~nobody-is-called-so/x") == Path("~nobody-is-called-so/x")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_not_tried_for_ever():
+    with pytest.raises(FileNotFoundError):
+        make_folder(Path("/proc/anykd/x"))

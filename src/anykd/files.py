@@ -13,7 +13,15 @@ from safetensors import SafetensorError
 
 from anykd.errors import CheckpointError
 
-__all__ = ["make_folder", "remove_unfinished", "sync", "unfinished", "write_atomically", "written"]
+__all__ = [
+    "expanded",
+    "make_folder",
+    "remove_unfinished",
+    "sync",
+    "unfinished",
+    "write_atomically",
+    "written",
+]
 
 _UNFINISHED = ".anykd-"
 """Begins the names of what is being written; behind a killed process such a folder stays."""
@@ -112,6 +120,14 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path as a person types it: ``~`` and ``~NAME`` are homes, where there is such a user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def make_folder(folder: Path) -> list[Path]:
     """Make a folder and those above it, on the disk.
 
@@ -127,8 +143,10 @@ def make_folder(folder: Path) -> list[Path]:
         if folder.is_dir():  # another process was faster
             return above
         raise
-    except FileNotFoundError:  # another process that came to nothing took away what is above
-        return make_folder(folder)
+    except FileNotFoundError:
+        if folder.parent.is_dir():  # as in /proc, where nothing can be made
+            raise
+        return make_folder(folder)  # another process that came to nothing took away what is above
     sync(folder.parent)
     return [*above, folder]
 

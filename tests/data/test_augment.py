@@ -99,3 +99,10 @@ def test_what_is_resolved_is_a_config_that_resolves_to_itself(preset, padding):
 def test_config_refuses(wrong, message):
     with pytest.raises(ValidationError, match=message):
         AugmentConfig(**wrong)
+
+
+@pytest.mark.parametrize("policy", [{"preset": "vit"}, {"rand_augment": "rand-m9"}])
+def test_what_pillow_cannot_rotate_by_is_refused(policy):
+    with pytest.raises(ValidationError, match='"lanczos" needs rand_augment = ""'):
+        AugmentConfig(**policy, interpolation="lanczos")
+    assert AugmentConfig(preset="vit", rand_augment="", interpolation="lanczos").resolved()

@@ -327,7 +327,7 @@ class TestStorage:
         (tmp_path / "decoded").mkdir()
         with held(tmp_path / "decoded"), pytest.raises(DataError, match="is in use by") as caught:
             decode_once(photos, tmp_path / "decoded")
-        assert "wait for a process" in caught.value.hint
+        assert "wait for that process" in caught.value.hint
 
     def test_is_no_file(self, photos, tmp_path):
         (tmp_path / "decoded").touch()
@@ -351,3 +351,14 @@ def test_two_ranks_share_what_the_first_has_decoded(tmp_path):
     for rank in found:
         for position, pixels_of_one in enumerate(rank):
             assert torch.equal(pixels_of_one, plain[position].pixels)
+
+
+def test_a_folder_among_the_images_is_refused(tmp_path):
+    root = tmp_path / "images"
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    with pytest.raises(DataError, match="lies among the images themselves"):
+        open_data(DataConfig(source=str(root), decoded=str(root / "decoded")))
+    assert sorted(path.name for path in root.iterdir()) == ["a", "b"]

@@ -118,6 +118,19 @@ class TestFinishedViews:
         # A level before some op may be more behind it: posterising and equalising have steps.
         assert (torch.stack(off) > 1.01 / 255).float().mean() < 1e-3
 
+    @pytest.mark.parametrize("part", ["choices", "crops"])
+    @pytest.mark.parametrize("preset", ["cnn", "vit"])
+    def test_are_made_without_waiting_for_the_device(self, preset, part):
+        # The meta device has no numbers: whoever asks for one there is refused.
+        views = train_views(ARRAYS, augment=AugmentConfig(preset=preset))
+        left, _, _ = views.draw(0, views.layout(0).tolist(), crops=part == "crops")
+        source = torch.empty(len(ARRAYS), 40, 30, 3, dtype=torch.uint8, device="meta")
+        images, labels = views.finish(left.to(torch.device("meta")), source)
+        assert images.shape == (len(ARRAYS), 3, 16, 16)
+        assert labels is not None
+        assert images.is_meta
+        assert labels.is_meta
+
     def test_without_labels_have_none(self):
         images, labels = show(train_views(UnlabelledReader(ARRAYS), num_classes=0), 0, "choices")
         assert labels is None

@@ -163,6 +163,13 @@ class TestEma:
             timms.update(model, step=step)
         torch.testing.assert_close(own.module.state_dict(), timms.module.state_dict())
 
+    def test_leaves_masks_of_minus_infinity_what_they_are(self):
+        model = nn.Linear(1, 1)
+        model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+        own = Average(model, TrainConfig(ema_decay=0.5))
+        own.update(model, step=3, moved=torch.ones(()))
+        assert own.module.mask.tolist() == [0.0, -math.inf]
+
     def test_stays_where_it_is_in_a_step_that_was_skipped(self):
         model = nn.Linear(2, 2)
         own = Average(model, TrainConfig(ema_decay=0.5, ema_warmup=False))
@@ -196,6 +203,36 @@ class TestFused:
             running.fit(Listener())
             weights.append(running.module.state_dict())
         torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "momentum", "adagrad"])
+    def test_leaves_no_trace_of_a_first_step_that_was_skipped(self, name):
+        weights = []
+        for skipped in (1, 0):
+            torch.manual_seed(0)
+            model = nn.Linear(64, 64)
+            options = TrainConfig(optimizer=name, peak_lr=0.1, weight_decay=0.1)
+            optimizer = build_optimizer(model, options)
+            for bad in [1] * skipped + [0, 0]:
+                # What was freed lies in memory that comes next, as in a real run.
+                spoilt = [torch.full((64, 64), 1e30), torch.full((64,), 1e30)]
+                del spoilt
+                for parameter in model.parameters():
+                    parameter.grad = torch.full_like(parameter, math.inf if bad else 1.0)
+                optimizer.found_inf = torch.tensor(float(bad))  # pyright: ignore
+                optimizer.step()
+            weights.append(model.state_dict())
+        torch.testing.assert_close(*weights)
+
+    @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "momentum", "adagrad"])
+    def test_takes_parameters_that_get_a_gradient_late(self, name):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        optimizer = build_optimizer(model, TrainConfig(optimizer=name, peak_lr=0.1))
+        for late in (False, True):
+            for parameter in model[0].parameters() if not late else model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            before = model[1].weight.clone()
+            optimizer.step()
+            assert torch.equal(model[1].weight, before) is not late
 
     def test_is_not_asked_of_optimisers_without(self):
         running = trainer(method("control", cnn()), optimizer="lamb")

@@ -111,6 +111,16 @@ class AugmentConfig(FrozenConfig):
             raise ValueError("crop_padding and crop_scale are two kinds of crop: give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _rand_augment_can_rotate(self) -> "AugmentConfig":
+        policy = _PRESETS[self.preset]["rand_augment"] if self.rand_augment is None else ""
+        if (self.rand_augment or policy) and self.interpolation == "lanczos":
+            raise ValueError(
+                "RandAugment rotates images, which Pillow does by nearest, bilinear or bicubic "
+                'alone: interpolation = "lanczos" needs rand_augment = ""'
+            )
+        return self
+
     @property
     def mixes(self) -> bool:
         """Whether images are mixed in pairs."""

@@ -11,6 +11,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from anykd.errors import DataError
+from anykd.files import expanded
 
 from .downloads import cache_folder
 from .folder import missing_folder
@@ -40,7 +41,7 @@ def open_cifar(name: CifarName, root: str) -> Source:
     """
     if not root:
         return _from_torchvision(name, cache_folder(), download=True)
-    folder = Path(root).expanduser()
+    folder = expanded(root)
     if not folder.is_dir():
         raise missing_folder(folder)
     if name == "cifar100" and (folder / "labels.npz").is_file():

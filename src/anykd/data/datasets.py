@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from anykd.config import FrozenConfig
 from anykd.errors import DataError, nearest
+from anykd.files import expanded
 
 from .bundled import open_digits, open_synthetic
 from .cifar import open_cifar
@@ -84,7 +85,8 @@ class DataConfig(FrozenConfig):
     views_on: ViewsOn = "auto"
     """Who crops, recolours and mixes the training images: workers does it in the loader processes,
     device for whole batches where the models are, and auto takes the device where that is a GPU and
-    can do all that `augment` asks for. Either way a view is the same, to a level of 255."""
+    can do all that `augment` asks for. Either way a view is drawn the same, and its crop is the
+    same to a level or two of 255."""
     drop_last: bool = True
     """Let images that fill no batch sit an epoch out, others each time. False gives them as one
     more, smaller batch, shared over the ranks as evenly as possible; mixup and cutmix cannot mix
@@ -172,7 +174,12 @@ def _opened(config: DataConfig) -> Source:
     source = _open(config)
     if config.decoded is None:
         return source
-    folder = Path(config.decoded).expanduser()
+    folder, images = expanded(config.decoded), expanded(config.source)
+    if images.is_dir() and folder.resolve().is_relative_to(images.resolve()):
+        raise DataError(
+            f"data.decoded is {folder}, which lies among the images themselves, in {images}",
+            "give a folder elsewhere",
+        )
     train, val = (
         None if reader is None else decode_once(reader, folder, max_pixels=config.max_pixels)
         for reader in (source.train, source.val)
@@ -190,7 +197,7 @@ def _open(config: DataConfig) -> Source:
         source = _BUNDLED[kind](argument) if kind in _BUNDLED else _FILES[kind](argument, **options)
         _require_labels_in_range(source)
         return source
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_dir():
         open_path = open_folder if config.labels else open_unlabelled
         return open_path(path, max_pixels=config.max_pixels)

@@ -158,7 +158,8 @@ def decode_once(reader: Reader, folder: Path, *, max_pixels: int = MAX_PIXELS) -
             _require_room(reader, place)
             write_atomically(place, partial(_write, reader))
     except CheckpointError as error:
-        raise DataError(str(error), f"wait for a process that writes there, {_ELSEWHERE}") from None
+        wait = "wait for that process, " if "is in use" in str(error) else ""
+        raise DataError(str(error), f"{wait}{_ELSEWHERE}") from None
     return DecodedReader(reader, place, max_pixels=max_pixels)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 import numpy as np
 
 from anykd.errors import DataError, first_line, nearest
+from anykd.files import expanded
 
 from .classes import Values, number_classes
 from .downloads import cache_folder
@@ -155,11 +156,11 @@ def open_hub(argument: str, *, labels: bool = True, max_pixels: int = MAX_PIXELS
         DataError: If it cannot be had, or no column holds images or labels.
     """
     name, _, split = argument.rpartition("@")
-    if not name or Path(argument).expanduser().is_dir():
+    if not name or expanded(argument).is_dir():
         name, split = argument, ""
     if not name:
         raise DataError("hf data is written hf:NAME[@SPLIT], got 'hf:'", "for example hf:cifar10")
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir() and name.startswith((".", "~", "/")):
         raise missing_folder(folder)
     parts = _load(name, folder if folder.is_dir() else None)
@@ -188,7 +189,7 @@ def open_parquet(argument: str, *, labels: bool = True, max_pixels: int = MAX_PI
     Raises:
         DataError: If there are no such files, or no column holds images or labels.
     """
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if not argument or not path.exists():
         if argument and path.suffix != ".parquet":
             raise missing_folder(path)

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from anykd.errors import RecipeError
+from anykd.errors import DataError, RecipeError
 
 from .drawn import Drawn
 from .pixel_ops import SUPPORTED
@@ -84,5 +84,11 @@ class DeviceViews:
 
 def _pixels(views: TrainViews) -> UInt8[ndarray, "count height width 3"] | None:
     """The pixels of all images, where a device can hold them."""
-    pixels = pixel_array(views.reader)
-    return None if pixels is None or pixels.nbytes > _MOST_BYTES else pixels
+    reader = views.reader
+    try:
+        # Before any is copied: images of one size are all as large as the first.
+        if len(reader) * reader[0].pixels.nbytes > _MOST_BYTES:
+            return None
+    except DataError:
+        return None
+    return pixel_array(reader)

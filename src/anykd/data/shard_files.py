@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import final
 
 from anykd.errors import CheckpointError, DataError, first_line
-from anykd.files import write_atomically
+from anykd.files import expanded, write_atomically
 from anykd.progress import Progress
 
 from .downloads import cache_folder
@@ -139,7 +139,7 @@ def _require_few(count: int, pattern: str) -> None:
 
 
 def _find_local(pattern: str) -> Shards:
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     if path.is_dir():
         # .tar.gz too: left out, they would be missed in silence
         paths = sorted(one for one in path.rglob("*") if re.search(r"\.(tar|tgz)(\.|$)", one.name))

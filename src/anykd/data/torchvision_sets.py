@@ -11,6 +11,7 @@ import numpy as np
 from torchvision import datasets
 
 from anykd.errors import DataError, first_line
+from anykd.files import expanded
 
 from .downloads import cache_folder, fetched_into
 from .folder import FolderReader, missing_folder
@@ -64,7 +65,7 @@ def open_torchvision(
     """
     known = TORCHVISION_SETS[name]
     if root:
-        folder = Path(root).expanduser()
+        folder = expanded(root)
         if not folder.is_dir():
             raise missing_folder(folder)
     else:

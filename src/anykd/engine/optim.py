@@ -58,7 +58,23 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
             f"{config.optimizer} needs second derivatives, which are not computed",
             hint="choose another train.optimizer, such as adamw",
         )
+    if fused and isinstance(optimizer, torch.optim.SGD):
+        _begin_at_rest(optimizer)
+        optimizer.register_load_state_dict_post_hook(_begin_at_rest)
     return optimizer
+
+
+def _begin_at_rest(optimizer: torch.optim.Optimizer) -> None:
+    """Begin with a momentum of zero, which moves the first step as none does.
+
+    Fused, torch makes the buffers without filling them and leaves that to the first step: skipped,
+    it leaves them as the memory was. Nor can it begin with some parameters later than with others.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:
@@ -99,6 +115,9 @@ class Average:
         assert config.ema_decay is not None
         self._timm = ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
         self.module: Any = self._timm.module
+        # Masks of attention may hold minus infinity, which has no mean.
+        state = self.module.state_dict()
+        self._constant = {name for name, value in state.items() if not value.isfinite().all()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int, moved: Float[Tensor, ""]) -> None:
@@ -111,10 +130,10 @@ class Average:
         """
         share = (1 - self._timm.get_decay(step)) * moved
         # Sharded weights and plain buffers side by side are refused by functions on lists.
-        pairs = zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
+        pairs = zip(self.module.state_dict().items(), model.state_dict().values(), strict=True)
         averages, targets = [], []
-        for average, target in pairs:
-            if average.is_floating_point():
+        for (name, average), target in pairs:
+            if average.is_floating_point() and name not in self._constant:
                 averages.append(local(average))
                 targets.append(local(target))
             else:

@@ -96,8 +96,12 @@ def _names(optimizer: torch.optim.Optimizer, module: nn.Module) -> list[str]:
 
 
 def _can_change(option: Any) -> bool:
-    """Whether an optimiser may count or adapt in it; the rest is as the recipe says."""
-    return isinstance(option, int | float | Tensor)
+    """Whether an optimiser may count or adapt in it; the rest is as the recipe says.
+
+    Switches are none of these: whether parameters are fused, say, follows from how they are
+    sharded, and that may be another way now.
+    """
+    return isinstance(option, int | float | Tensor) and not isinstance(option, bool)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -104,10 +104,10 @@ class Stepper:
     """Takes the optimiser steps of a module.
 
     A step whose loss or gradient is not finite leaves everything as it was: parameters, the
-    optimiser's state, and the buffers that the forward pass changed. Whether it was is decided on
-    the device, so that nothing waits for it: the processor prepares steps while the device is
-    still busy with those before. Only optimisers that know no ``found_inf`` have to be told by the
-    host whether to move.
+    optimiser's state, and the buffers that the forward pass changed in place. Whether it was is
+    decided on the device, so that nothing waits for it: the processor prepares steps while the
+    device is still busy with those before. Only optimisers that know no ``found_inf`` have to be
+    told by the host whether to move.
 
     Args:
         parallel: The module, as the ranks share it.

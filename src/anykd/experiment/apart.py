@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from anykd.errors import RecipeError
+from anykd.files import expanded
 from anykd.recipe import Recipe
 
 __all__ = ["require_apart"]
@@ -19,7 +20,7 @@ def require_apart(recipe: Recipe, path: Path, what: str) -> None:
     Raises:
         RecipeError: If it is one.
     """
-    source = Path(recipe.data.source).expanduser()
+    source = expanded(recipe.data.source)
     if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise RecipeError(
             f"the {what} {path} would lie inside its own data, {source}",

@@ -1,11 +1,11 @@
 """Whether a teacher's classes are the data's, and which of them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from anykd.data import DataSplits
 from anykd.errors import ModelError, RecipeError, nearest
+from anykd.files import expanded
 from anykd.models import StagedModel
 from anykd.models.classes import ClassMatch, Spellings, class_names_of, match_classes, shown
 
@@ -152,7 +152,7 @@ def _read_map(entries: str | tuple[int | str, ...], data: DataSplits) -> tuple[i
     """The entries of ``teacher.classes``, one for each of the data's classes."""
     where = "teacher.classes"
     if isinstance(entries, str):
-        path = Path(entries).expanduser()
+        path = expanded(entries)
         if not path.is_file():
             siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             raise RecipeError(

@@ -12,6 +12,7 @@ from anykd.data import DataSplits
 from anykd.distributed import from_first_rank
 from anykd.engine import choose_dtype
 from anykd.errors import CheckpointError, DataError, ModelError
+from anykd.files import expanded
 from anykd.methods import MethodTable
 from anykd.models import (
     FrozenTeacher,
@@ -229,7 +230,7 @@ def _stored_head(config: TeacherConfig) -> Path | None:
     """The head that was fitted for the teacher of a cache; None without one."""
     if config.cache is None or config.head is None:
         return None
-    path = RunDir(Path(config.cache).expanduser()).teacher_head(1)
+    path = RunDir(expanded(config.cache)).teacher_head(1)
     return path if path.is_file() else None
 
 

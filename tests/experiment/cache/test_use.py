@@ -74,6 +74,20 @@ class TestEveryView:
                 seen |= {(epoch % 2, int(index)) for index in batch.indices}
         assert len(seen) == 2 * 48
 
+    @pytest.mark.parametrize("preset", ["cnn", "vit"])
+    def test_brings_it_where_the_device_makes_the_views(self, cnn, exact, mixed, preset):
+        path = {"cnn": exact, "vit": mixed}[preset]
+        live = FrozenTeacher(create_staged(str(cnn)))
+        made = parts(cnn, path, augment={"preset": preset}, data={"views_on": "device"})
+        apart, swapped = [], []
+        for batch in made.loader.batches(1):
+            answer, stored = live(batch.images).logits.softmax(1), stored_of(batch).logits
+            assert stored is not None
+            apart.append((stored.softmax(1) - answer).abs().mean())
+            swapped.append((stored.softmax(1) - answer.flip(0)).abs().mean())
+        # Pixels may be a level off; another image's answer is much further away.
+        assert torch.stack(apart).mean() < 0.05 * torch.stack(swapped).mean()
+
     def test_is_not_what_a_cache_by_index_alone_would_bring(self, cnn, exact):
         """Looked up without the view, as elsewhere, answers are of other crops and flips."""
         stored = Cache(exact)

@@ -23,7 +23,7 @@ from anykd.experiment.apart import require_apart
 from anykd.experiment.plan.units import duration, size
 from anykd.experiment.teacher_head import save_head
 from anykd.experiment.teachers import Heads
-from anykd.files import write_atomically
+from anykd.files import expanded, write_atomically
 from anykd.progress import Progress
 from anykd.recipe import Recipe
 from anykd.rundir import RunDir
@@ -93,7 +93,7 @@ def build_cache(
     Raises:
         AnykdError: If something given does not fit, or the folder holds something else.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     require_apart(recipe, path, "cache")
     progress = Progress(visible=rank() == 0)
     with launched(device=recipe.train.device) as device, StopSignals() as signals:

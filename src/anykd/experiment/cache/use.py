@@ -8,6 +8,7 @@ from anykd.data import TrainViews
 from anykd.data.cache import Cache, Manifest
 from anykd.errors import CacheError
 from anykd.experiment.teachers import BuiltTeacher
+from anykd.files import expanded
 from anykd.models import StoredTeacher
 from anykd.recipe import Recipe, TeacherConfig
 from anykd.types import Stored
@@ -52,7 +53,7 @@ def open_cache(path: str | Path) -> Cache:
     Raises:
         CacheError: If there is none, or it is not finished.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir():
         raise CacheError(
             f"there is no cache at {path}",
