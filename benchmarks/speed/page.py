@@ -56,6 +56,8 @@ modules, the optimiser's state, images) and the larger of what (a) adds to it, a
 (c) add together, gradients included; that of the step is what it holds and adds. On a processor
 every allocation of one step is recorded, on a GPU its allocator counts. The share of matmul is that
 of the speed of a large bf16 matrix product, on a GPU.
+
+What misses its bar, and why, stands in the [log](../log.md).
 """
 
 
