@@ -234,6 +234,14 @@ class TestFused:
             optimizer.step()
             assert torch.equal(model[1].weight, before) is not late
 
+    def test_is_not_saved(self):
+        # Sharded, as a run may be that goes on, not every optimiser can be fused.
+        running = trainer(method("control", cnn()), optimizer="sgd")
+        running.fit(Listener())
+        options = repr(running.state()[1]["optimizer"]["options"])
+        assert "'lr'" in options
+        assert "fused" not in options
+
     def test_is_not_asked_of_optimisers_without(self):
         running = trainer(method("control", cnn()), optimizer="lamb")
         assert not running.stepper._skips_on_device
