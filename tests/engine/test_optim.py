@@ -225,14 +225,15 @@ class TestFused:
 
     @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "momentum", "adagrad"])
     def test_takes_parameters_that_get_a_gradient_late(self, name):
-        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+        model = nn.Sequential(first, second)
         optimizer = build_optimizer(model, TrainConfig(optimizer=name, peak_lr=0.1))
         for late in (False, True):
-            for parameter in model[0].parameters() if not late else model.parameters():
+            for parameter in (model if late else first).parameters():
                 parameter.grad = torch.ones_like(parameter)
-            before = model[1].weight.clone()
+            before = second.weight.clone()
             optimizer.step()
-            assert torch.equal(model[1].weight, before) is not late
+            assert torch.equal(second.weight, before) is not late
 
     def test_is_not_saved(self):
         # Sharded, as a run may be that goes on, not every optimiser can be fused.
