@@ -12,6 +12,7 @@
     RUN/teacher_head.safetensors   a linear head that was fitted for the teacher; of the second
                            teacher: teacher_2_head.safetensors
     RUN/teacher/           the run that trained the teacher first; of the second: teacher_2/
+    RUN/analysis/          analysis.json: student against teacher on held-out images; examples/*.png
     RUN/bad_steps.json     where a run stopped that had no finite loss any more
     RUN/summary.json       the numbers; written last, so it marks a finished run
 """
@@ -54,6 +55,7 @@ class RunDir:
         self.student = self.path / "student"
         self.summary = self.path / "summary.json"
         self.bad_steps = self.path / "bad_steps.json"
+        self.analysis = self.path / "analysis" / "analysis.json"
 
     def teacher(self, number: int) -> "RunDir":
         """The run that trains a teacher first.

@@ -1,0 +1,1 @@
+"""What two models have in common, and how good one is: pure functions of tensors."""
