@@ -80,7 +80,8 @@ class TestEightBits:
         blocks = colours.repeat(16, axis=0).repeat(16, axis=1)
         file = saved(Image.fromarray(blocks), "jpeg", quality=100, subsampling=0)
         assert np.abs(read(file).astype(int) - blocks).max() <= 3
-        file = saved(Image.fromarray(blocks).convert("YCbCr"), "tiff")
+        # Pillow 12 cannot read the uncompressed ones that it writes.
+        file = saved(Image.fromarray(blocks).convert("YCbCr"), "tiff", compression="tiff_lzw")
         assert np.abs(read(file).astype(int) - blocks).max() <= 3
 
     @pytest.mark.parametrize("kind", ["jpeg", "tiff"])
