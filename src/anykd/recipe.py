@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from anykd.analysis import AnalysisConfig
 from anykd.config import FrozenConfig, recipe_error
 from anykd.data import AugmentConfig, DataConfig
 from anykd.engine import TrainConfig
@@ -188,6 +189,8 @@ class Recipe(FrozenConfig):
     """How images are varied in training."""
     train: TrainConfig = TrainConfig()
     """How long, how fast and in which precision to train."""
+    analysis: AnalysisConfig = AnalysisConfig()
+    """What is looked at when it is trained."""
 
     @property
     def method_tables(self) -> tuple[MethodTable, ...]:
