@@ -16,6 +16,7 @@ import typer
 from anykd import __version__
 from anykd.errors import AnykdError, StoppedError
 
+from .analyze import analyze
 from .cache import app as cache_app
 from .options import (
     BatchSize,
@@ -48,6 +49,7 @@ app = typer.Typer(
     help="Distil any vision teacher into any vision student: CNN, transformer, MLP or hybrid.",
 )
 app.add_typer(cache_app, name="cache")
+app.command()(analyze)
 
 
 def _version(value: bool) -> bool:
