@@ -1,5 +1,6 @@
 """Calibration, agreement, classes and rank, against scikit-learn and SciPy."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -148,5 +149,6 @@ def test_effective_ranks_that_are_known():
     corners = torch.cat([torch.eye(4), -torch.eye(4)])
     assert effective_rank(corners) == pytest.approx(4)
     assert effective_rank(torch.full((6, 3), 1e6 / 3)) == 0
+    assert math.isnan(effective_rank(torch.tensor([[1.0, 2.0], [math.nan, 1.0]])))
     with pytest.raises(ValueError, match="no sample"):
         effective_rank(torch.zeros(0, 3))

@@ -19,6 +19,7 @@ from anykd.data import DataConfig, open_data
 from anykd.errors import ModelError
 from anykd.experiment.analysis import of_run
 from anykd.experiment.analysis.layers import ModelLayers
+from anykd.experiment.analysis.of_run import finite
 from anykd.models import create_staged
 from tests.experiment.cache.making import cache
 from tests.experiment.results import (
@@ -319,10 +320,51 @@ class TestAnalyze:
         done = anykd("analyze", kd, "resnt18", "--data", DATA)
         assert done.code == 2
         assert "resnet18" in done.err
-        with pytest.raises(ModelError, match="ResNet has no blocks that could be compared"):
+        with pytest.raises(ModelError, match="resnet18 has no blocks that could be compared"):
             ModelLayers(create_staged("torchvision:resnet18", image_size=32), "blocks")
         file = tmp_path / "file"
         file.touch()
         done = anykd("analyze", kd, kd, "--out", file)
         assert done.code == 2
         assert file.read_text() == ""
+
+
+class TestEvaluate:
+    def test_says_what_the_run_found(self, kd, teacher):
+        done = anykd("evaluate", kd, "--json")
+        assert done.code == 0, done.err
+        found, expected = json.loads(done.out), analysis(kd)
+        assert found["top1"] == pytest.approx(summary(kd)["top1"])
+        assert found["ece"] == pytest.approx(expected["student"]["ece"], abs=1e-5)
+        assert found["per_class"] == expected["student"]["per_class"]
+        assert found["teacher"] == str(teacher)
+        agreed = expected["teachers"][0]["agreement"]
+        assert found["agreement"] == pytest.approx(agreed["top1"])
+        assert found["kl"] == pytest.approx(agreed["kl"], rel=1e-4)
+        assert found["cost"]["flops"] == expected["cost"]["student"]["flops"]
+
+    def test_prints_it_in_lines(self, kd, teacher):
+        out = anykd("evaluate", kd).out.splitlines()
+        said, worst = summary(kd), min(analysis(kd)["student"]["per_class"])
+        assert out[0].startswith(f"top-1 {said['top1']:.2f} %  top-5 {said['top5']:.2f} %")
+        assert out[1].startswith(f"calibration error {analysis(kd)['student']['ece']:.4f}")
+        assert out[2].startswith(f"agreement with {teacher} ")
+        assert f" {worst:.1f} %, " in out[3]
+        assert out[4].startswith("one image of 32x32 px: ")
+
+    def test_compares_with_the_model_that_is_asked_for(self, kd, teacher):
+        with_itself = json.loads(anykd("evaluate", kd, "--teacher", kd, "--json").out)
+        assert (with_itself["agreement"], with_itself["teacher"]) == (100, str(kd))
+        assert with_itself["kl"] == pytest.approx(0, abs=1e-9)
+        alone = json.loads(anykd("evaluate", teacher, "--json").out)
+        assert (alone["agreement"], alone["kl"], alone["teacher"]) == (None, None, None)
+
+    def test_a_teacher_that_cannot_be_had_is_said(self, kd):
+        done = anykd("evaluate", kd, "--teacher", "resnt18")
+        assert done.code == 2
+        assert "error: no model is called 'resnt18'" in done.err
+
+
+def test_what_json_cannot_say_is_null():
+    found = finite({"a": [float("nan"), 1.5, float("-inf")], "b": (True, None, "nan")})
+    assert found == {"a": [None, 1.5, None], "b": [True, None, "nan"]}

@@ -1,5 +1,7 @@
 """How many directions features really use."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +19,7 @@ def effective_rank(features: Float[Tensor, "samples width"], *, centred: bool = 
 
     Returns:
         From 1, where all samples lie on one line, to the smaller side of the matrix, where all
-        directions are used alike; 0 where nothing varies.
+        directions are used alike; 0 where nothing varies, NaN where something is no number.
 
     Raises:
         ValueError: If there is no sample.
@@ -34,6 +36,8 @@ def effective_rank(features: Float[Tensor, "samples width"], *, centred: bool = 
     if not len(features):
         raise ValueError("there is no sample to find the rank of features by")
     features = features.double()
+    if not features.isfinite().all():
+        return math.nan
     if centred:
         # Counted from the first sample, a constant column is exactly 0, not what rounding leaves.
         features = features - features[:1]

@@ -3,40 +3,29 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from anykd.data import AugmentConfig, DataSplits, EvalLoader, Split, open_split
-from anykd.distributed import from_each_rank, rank
-from anykd.engine import Scores, autocast, choose_dtype, evaluate, launched
-from anykd.errors import DataError, ModelError, RecipeError
+from anykd.data import EvalLoader
+from anykd.distributed import from_each_rank
+from anykd.engine import Scores, autocast, evaluate
 from anykd.methods import Classifier
-from anykd.models import FrozenTeacher, StagedModel, require_known
+from anykd.models import FrozenTeacher, StagedModel
 from anykd.models.classes import class_names_of
-from anykd.progress import Progress
-from anykd.recipe import Recipe, apply_overrides, read_toml
-from anykd.rundir import RunDir
 from anykd.types import Batch
 
 from .assemble import Parts, eval_loader
-from .teacher_classes import resolve_classes
-from .teachers import load_with_weights
 
 __all__ = [
     "class_names",
-    "evaluate_model",
     "kept_student",
     "measure",
     "score_run",
     "score_teachers",
 ]
-
-
-_IMAGES = {"val": "held-out images", "train": "training images", "all": "images"}
 
 
 def _logits(
@@ -157,84 +146,3 @@ def score_run(parts: Parts) -> dict[str, Any]:
     for name, classify in parts.method.companions().items():
         found[f"{name}_{by}"] = _score(parts, classify, parts.image_size, crop).top1
     return found
-
-
-def evaluate_model(
-    name: str,
-    data: str | None,
-    *,
-    image_size: int | None = None,
-    weights: str | None = None,
-    split: str = "val",
-    overrides: list[str],
-) -> Scores:
-    """Score a model or a finished run.
-
-    A run is scored on its own data, split and crop, any other model with the crop and
-    interpolation that it was made for, unless told otherwise. Where the data's classes are some of
-    the model's, by name, it is scored among these alone.
-
-    Args:
-        name: A run directory, a timm architecture with pretrained weights, or ``hf-hub:NAME``.
-        data: A data spec; None takes that of the run.
-        image_size: Pixels that the model sees; None takes its own.
-        weights: A file of weights, instead of those that belong to the name.
-        split: Which images: held out, trained on, or all.
-        overrides: Single values of the recipe, such as ``data.val_fraction=0.4``; the model is its
-            student.
-
-    Raises:
-        AnykdError: If model or data cannot be had, or they do not fit.
-    """
-    if split not in get_args(Split):
-        raise RecipeError(f"--split {split} is none of {', '.join(get_args(Split))}")
-    require_known(name)
-    path = RunDir(name).recipe
-    values = read_toml(path) if path.is_file() else {}
-    given = {"name": name, "image_size": image_size, "weights": weights}
-    values["student"] = {key: value for key, value in given.items() if value is not None}
-    if data is not None:
-        # A run without labels says nothing of other data: these have some, or cannot be scored by.
-        values["data"] = values.get("data", {}) | {"source": data, "labels": True}
-    augment = values.get("augment")
-    values = apply_overrides(values, overrides)
-    if "data" not in values:
-        raise RecipeError("no data is given", hint="give --data SPEC")
-    recipe = Recipe.from_dict(values)
-    splits = open_split(recipe.data, cast("Split", split))
-    if splits.val.labels is None:
-        raise DataError(
-            f"the {_IMAGES[split]} of {splits.name} have no labels to be scored by",
-            hint="give --data SPEC with labels",
-        )
-    with launched() as device:
-        model, crop_pct = _load(recipe, splits), recipe.student.crop_pct
-        if augment is None:  # no run's
-            own = {"crop_pct": model.model.crop_pct, "interpolation": model.model.interpolation}
-            told = values.get("augment", {})
-            augment = AugmentConfig(**own | told)
-            recipe = recipe.model_copy(update={"augment": augment})
-        progress = Progress(visible=rank() == 0)
-        loader = eval_loader(splits, recipe, model.image_size, crop_pct, on_bad_image=progress.say)
-        dtype = choose_dtype(recipe.train.precision, device)
-        model.to(device)
-        scores = evaluate(partial(_logits, model), loader, device=device, dtype=dtype)
-        _exchange_bad_images(loader)
-        return scores
-
-
-def _load(recipe: Recipe, splits: DataSplits) -> FrozenTeacher:
-    """The model to evaluate, with the data's classes."""
-    config = recipe.student
-    model = load_with_weights(config, None, splits.num_classes)
-    if not model.num_classes:
-        raise ModelError(
-            f"{config.name} has no classifier to be scored",
-            hint=f"train one on its features: anykd train --model {config.name} --data SPEC",
-        )
-    start = f"weights={config.weights}" if config.weights else "pretrained=true"
-    flag = "" if Path(config.name).is_dir() else f" --set student.{start}"
-    spec = recipe.data.source
-    hint = f"train it for these: anykd train --model {config.name} --data {spec}{flag}"
-    classes = resolve_classes(model, splits, name=config.name, hint=hint)
-    return FrozenTeacher(model, classes.chosen)
