@@ -5,6 +5,7 @@ from .checkpoint import newest_checkpoint as newest_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .config import TrainConfig as TrainConfig
 from .diagnosis import Stopwatch as Stopwatch
+from .diagnosis import Watch as Watch
 from .evaluate import Scores as Scores
 from .evaluate import evaluate as evaluate
 from .in_flight import BadStepsError as BadStepsError

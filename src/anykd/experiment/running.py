@@ -26,12 +26,16 @@ from anykd.errors import CheckpointError, StoppedError
 from anykd.models import StagedModel, save_model
 from anykd.progress import Progress
 from anykd.rundir import RunDir, write_atomically
+from anykd.track import RunToTrack, TrackConfig, Trackers, position
+from anykd.track.trackers import Position
 
 from .assemble import Parts
 from .history import History
 from .plan import Plan, kept_findings, plan_again, plan_first
+from .resume import settings
 from .scoring import class_names, measure, score_run, score_teachers
 from .teacher_head import save_head
+from .teacher_time import watch_teachers
 
 __all__ = ["Result", "Running"]
 
@@ -86,7 +90,7 @@ class Running:
             self._write_beginning()
         self.directory.require_shared()
         self.history.teachers = score_teachers(self.parts)
-        return self._train()
+        return self._train_and_track(told=None)
 
     def resume(self, *, brief: bool) -> Result:
         """Go on from the newest checkpoint that is whole.
@@ -108,13 +112,15 @@ class Running:
         trainer.load(found, state["trainer"])
         self.history = History(**state["history"])
         self.parts.bad_val_images.update(state["bad_val_images"])
+        told = frozenset[Position]()
         if self.is_first:
+            told = frozenset(map(position, self.directory.metrics_behind(state["metrics_bytes"])))
             self.directory.truncate_metrics(state["metrics_bytes"])
             self.directory.write_text(self.directory.recipe, self.parts.recipe.to_toml())
-        position = f"epoch {trainer.epochs_done + 1}, step {trainer.steps_done + 1}"
+        where = f"epoch {trainer.epochs_done + 1}, step {trainer.steps_done + 1}"
         if trainer.epochs_done < self.parts.recipe.train.epochs:
-            self.progress.say(f"resumed at {position}")
-        return self._train()
+            self.progress.say(f"resumed at {where}")
+        return self._train_and_track(told=told)
 
     def _write_beginning(self) -> None:
         """Write what is known before the first step."""
@@ -128,6 +134,26 @@ class Running:
                 path = self.directory.teacher_head(number)
                 write_atomically(path, partial(save_head, built.head))
 
+    def _train_and_track(self, *, told: frozenset[Position] | None) -> Result:
+        """Train to the end, and tell the trackers of it."""
+        recipe, path = self.parts.recipe, self.directory.path
+        config = recipe.track
+        run = RunToTrack(path, config.project, config.name or path.resolve().name, settings(recipe))
+        self.trackers = Trackers(
+            config if self.is_first else TrackConfig(),
+            run,
+            steps_per_epoch=self.parts.trainer.loader.steps_per_epoch,
+            warn=self.progress.say,
+            told=told,
+        )
+        try:
+            result = self._train()
+        except BaseException:
+            self.trackers.finish(None)
+            raise
+        self.trackers.finish(result.summary)
+        return result
+
     def _train(self) -> Result:
         trainer, config = self.parts.trainer, self.parts.recipe.train
         self._introduce()
@@ -140,6 +166,7 @@ class Running:
             epoch=self._save,
             stop=self.signals.asked,
             stopped=self.signals.check,
+            watch=watch_teachers(self.parts.teachers),
         )
         per_epoch, done = trainer.loader.steps_per_epoch, trainer.all_steps_done
         with self.progress.training(per_epoch, config.epochs, done), self.signals.deferred():
@@ -180,7 +207,8 @@ class Running:
     def _log(self, values: dict[str, Any]) -> None:
         if self.is_first:
             # JSON knows neither NaN nor infinity.
-            self.directory.log({key: _or_null(value) for key, value in values.items()})
+            self.directory.log(_or_null(values))
+            self.trackers.log(values)
 
     def _score(self, trainer: Trainer) -> None:
         """Score the student after the steps of an epoch, where it is the turn."""
@@ -259,6 +287,8 @@ class Running:
 
 
 def _or_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _or_null(own) for key, own in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
