@@ -1,8 +1,8 @@
 """Each tracker by its own library, on this machine's disk: what is written is read back."""
 
-import json
+import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +100,28 @@ def read_mlflow(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], str, 
     return curves, str(run.data.params), run.data.metrics["summary/top1"]
 
 
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """The records of a file of wandb: LevelDB's log format behind a header of seven bytes."""
+    data, place, record = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:  # no header fits into what is left of a block
+            place += 32768 - place % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, place + 4)
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or its last piece
+            yield record
+            record = b""
+
+
 def read_wandb(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], str, float]:
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     curves: dict[str, list[tuple[int, float]]] = {}
     config, top1, ids = "", float("nan"), set()
     for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
+        for data in wandb_records(path):
             record = Record()
             record.ParseFromString(data)
             if record.HasField("run"):
@@ -117,13 +129,10 @@ def read_wandb(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], str, f
                 config += str(record.run.config)
             items = {(i.key or "/".join(i.nested_key)): i.value_json for i in record.history.item}
             for name in items.keys() & EXPECTED.keys():
-                curves.setdefault(name, []).append(
-                    (int(items["_step"]), float(items[name]))
-                )
+                curves.setdefault(name, []).append((int(items["_step"]), float(items[name])))
             for item in record.summary.update:
                 if item.key == "top1" or list(item.nested_key) == ["top1"]:
                     top1 = float(item.value_json)
-        store.close()
     assert len(ids) == 1
     return curves, config, top1
 

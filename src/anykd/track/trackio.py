@@ -42,4 +42,4 @@ class Trackio:
         with redirect_stdout(sys.stderr):
             if summary:
                 self._run.log({f"summary/{name}": value for name, value in summary.items()})
-            self._run.finish()
+            trackio.finish()  # of the current run, which is this one; else it speaks again at exit
