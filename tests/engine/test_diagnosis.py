@@ -219,7 +219,7 @@ class TestTime:
         running = Trainer(method, method.student, RandomLoader(), given, device=CPU, seed=0)
         running.fit(Listener(log=logged.append, watch=watch))
         (line,) = seen(logged)
-        assert 0.2 < line["step_seconds"]
+        assert line["step_seconds"] > 0.2
         assert 0.5 < line["teacher_share"] < 1
         assert line["teacher_share"] * line["step_seconds"] == pytest.approx(0.2, abs=0.05)
 

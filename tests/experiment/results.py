@@ -31,7 +31,7 @@ def weights(path: Path) -> dict[str, Tensor]:
 def metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a run, without how long they took."""
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    times = ("images_per_second", "step_seconds", "teacher_share")
+    times = ("images_per_second", "step_seconds", "teacher_share", "data_share")
     return [{k: v for k, v in line.items() if k not in times} for line in lines]
 
 

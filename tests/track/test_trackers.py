@@ -213,7 +213,7 @@ class TestRequired:
     def test_one_that_is_missing_is_named_with_the_way_to_it(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "wandb", None)
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(AnykdError, match="track.to names wandb, which is not installed") as e:
+        with pytest.raises(AnykdError, match=r"track\.to names wandb, which is not installed") as e:
             require_trackers(TrackConfig(to=("wandb",)))
         assert e.value.hint == "pip install 'anykd[track]', or leave it out"
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from anykd.distributed import sum_over_ranks, world_size
-from anykd.types import Terms
+from anykd.types import Batch, Terms
 
-__all__ = ["Diagnosis", "Stopwatch", "Watch", "diagnosed_epochs", "gradient_norms"]
+__all__ = ["Diagnosis", "Stopwatch", "Waiting", "Watch", "diagnosed_epochs", "gradient_norms"]
 
 
 def diagnosed_epochs(epochs: int, times: int) -> frozenset[int]:
@@ -67,6 +67,42 @@ class Stopwatch:
         elif self.device.type == "mps":
             torch.mps.synchronize()
         return time.perf_counter()
+
+
+class Waiting:
+    """Passes batches on, and knows how long the loop has waited for them.
+
+    On a GPU the host works ahead, and waits for the device where it reads results: what it waits
+    for batches, the device soon waits for, too.
+
+    Args:
+        batches: Where they come from. The first is not counted: workers have to start.
+    """
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self._begun: float | None = None
+        self._waited = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            asked = time.perf_counter()
+            batch = next(self._batches, None)
+            if batch is None:
+                return
+            now = time.perf_counter()
+            if self._begun is None:
+                self._begun = now
+            else:
+                self._waited += now - asked
+            yield batch
+
+    @property
+    def share(self) -> float | None:
+        """Part of the time since the first batch; None before the second."""
+        if not self._waited or self._begun is None:
+            return None
+        return self._waited / (time.perf_counter() - self._begun)
 
 
 Watch = Callable[[Stopwatch], AbstractContextManager[None]]

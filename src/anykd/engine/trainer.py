@@ -17,7 +17,7 @@ from anykd.types import Batch
 
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .diagnosis import Diagnosis, Watch, diagnosed_epochs
+from .diagnosis import Diagnosis, Waiting, Watch, diagnosed_epochs
 from .in_flight import StepsInFlight
 from .memory import out_of_memory_in_words
 from .optim import Average, build_optimizer, learning_rate
@@ -181,10 +181,11 @@ class Trainer:
         self.module.train()
         clock, since = time.perf_counter(), 0
         first = self.steps_done
-        for step, batch in enumerate(self.loader.batches(epoch, skip=first), start=first):
+        batches = Waiting(self.loader.batches(epoch, skip=first))
+        for step, batch in enumerate(batches, start=first):
             lr = self._set_lr(epoch, step)
             batch = batch.to(self.device, memory_format=self.layout)
-            diagnosis = self._diagnosis(epoch, step, listener.watch)
+            diagnosis, data_share = self._diagnosis(epoch, step, listener.watch), batches.share
             with nullcontext() if diagnosis is None else diagnosis.around():
                 taken = self.stepper.take(
                     batch,
@@ -200,7 +201,11 @@ class Trainer:
             stops = self.in_flight.look_back(listener.warn, at_all=False)
             listener.step(epoch, step)
             if diagnosis is not None:
-                listener.log({"event": "diagnosis", "epoch": epoch, "step": step} | diagnosis.found())
+                listener.log(
+                    {"event": "diagnosis", "epoch": epoch, "step": step}
+                    | diagnosis.found()
+                    | {"data_share": data_share}
+                )
             if step % every == 0 or step == steps - 1:
                 stops |= self.in_flight.look_back(listener.warn, at_all=True)
                 now = time.perf_counter()

@@ -3,7 +3,7 @@
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 from safetensors.torch import save_file
 from torch import nn
 
-from anykd.distributed import from_each_rank, rank, world_size
+from anykd.distributed import from_each_rank, from_first_rank, rank, world_size
 from anykd.engine import (
     BadStepsError,
     Listener,
@@ -22,9 +22,11 @@ from anykd.engine import (
     save_checkpoint,
 )
 from anykd.environment import describe_environment
-from anykd.errors import CheckpointError, StoppedError
+from anykd.errors import CheckpointError, StoppedError, first_line
 from anykd.models import StagedModel, save_model
 from anykd.progress import Progress
+from anykd.report.record import read_run
+from anykd.report.working import judge
 from anykd.rundir import RunDir, write_atomically
 from anykd.track import RunToTrack, TrackConfig, Trackers, position
 from anykd.track.trackers import Position
@@ -38,6 +40,9 @@ from .teacher_head import save_head
 from .teacher_time import watch_teachers
 
 __all__ = ["Result", "Running"]
+
+_FEW = 2
+"""Signs that are printed beside the warnings."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +185,24 @@ class Running:
             crop_pct, names = self.parts.recipe.augment.crop_pct, class_names(self.parts)
             save = partial(save_model, kept, class_names=names, crop_pct=crop_pct)
             write_atomically(self.directory.student, save)
+        summary["working"] = from_first_rank(partial(self._signs, summary))
+        if self.is_first:
             self.directory.write_json(self.directory.summary, summary)
         return Result(self.directory.path, kept.model, summary)
+
+    def _signs(self, summary: dict[str, Any]) -> list[dict[str, str]]:
+        """Say what the numbers mean: warnings, and a little of what else there is."""
+        try:
+            signs = judge(replace(read_run(self.directory.path), summary=summary))
+        except Exception as error:
+            # Whatever it is: what is said of a run must not lose it.
+            self.progress.say(f"what the numbers mean could not be told: {first_line(error)}")
+            return []
+        others = [sign for sign in signs if sign.severity != "warning"]
+        for sign in (*(sign for sign in signs if sign not in others), *others[:_FEW]):
+            remedy = f"; {sign.remedy}" if sign.remedy else ""
+            self.progress.say(f"{sign.severity}: {sign.message}{remedy}")
+        return [asdict(sign) for sign in signs]
 
     def _with_record(self, error: BadStepsError) -> BadStepsError:
         """Keep what is known of steps without a finite loss, for a look."""

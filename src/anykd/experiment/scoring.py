@@ -154,13 +154,13 @@ def _knows_classes(parts: Parts, built: BuiltTeacher) -> bool:
     return built.has_learnt and built.model.num_classes == parts.data.num_classes
 
 
-def _agreement(parts: Parts, chosen: dict[int, int]) -> float | None:
+def _agreement(parts: Parts, chosen: dict[int, int]) -> dict[str, float]:
     """Percent of the held-out images for which student and teacher choose the same class."""
     both = chosen.keys() & parts.teacher_choices.keys()
     same = sum(chosen[index] == parts.teacher_choices[index] for index in both)
     counts = torch.tensor([same, len(both)], dtype=torch.float64, device=parts.device)
     same, count = sum_over_ranks(counts).tolist()
-    return 100 * same / count if count else None
+    return {"agreement": 100 * same / count} if count else {}
 
 
 def kept_student(parts: Parts) -> StagedModel:
@@ -205,8 +205,9 @@ def score_run(parts: Parts) -> dict[str, Any]:
     Returns:
         The fields of `Scores`; ``agreement``, the percentage of images for which the student and
         the first teacher that knows the classes choose the same one; ``raw_top1`` of the student's
-        last weights where an average is kept; ``NAME_top1`` of each companion. For images without labels ``agreement`` with the
-        teacher stands for ``top1``, and nothing is found where class scores are not compared.
+        last weights where an average is kept; ``NAME_top1`` of each companion. For images without
+        labels ``agreement`` stands for ``top1``, and nothing is found where class scores are not
+        compared.
     """
     by = measure(parts)
     if by is None:
@@ -219,7 +220,7 @@ def score_run(parts: Parts) -> dict[str, Any]:
     scores = _score(parts, partial(_logits, kept), size, crop, chosen=chosen)
     found = asdict(scores)
     if has_teacher:
-        found["agreement"] = _agreement(parts, chosen)
+        found |= _agreement(parts, chosen)
     if by == "agreement":
         found = {by: scores.top1, "num_samples": scores.num_samples}
     if kept is not parts.student:

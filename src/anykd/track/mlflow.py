@@ -8,9 +8,9 @@ from .base import RunToTrack
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
 
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param  # noqa: E402
-from mlflow.utils.time import get_current_time_millis  # noqa: E402
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.utils.time import get_current_time_millis
 
 __all__ = ["MLflow"]
 
@@ -22,10 +22,10 @@ _LONGEST = 500
 
 @final
 class MLflow:
-    """Writes to ``mlflow.db`` in the folder that holds the run directory, or to your own
-    ``MLFLOW_TRACKING_URI``.
+    """Writes to ``mlflow.db`` in the folder that holds the run directory.
 
-    ``mlflow ui --backend-store-uri sqlite:///runs/mlflow.db`` shows it.
+    With a ``MLFLOW_TRACKING_URI`` of your own it writes there instead.
+    ``mlflow ui --backend-store-uri sqlite:///runs/mlflow.db`` shows what is on this disk.
     """
 
     def __init__(self, run: RunToTrack) -> None:

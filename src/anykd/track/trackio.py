@@ -14,9 +14,9 @@ __all__ = ["Trackio"]
 
 @final
 class Trackio:
-    """Writes to ``TRACKIO_DIR``, else to trackio's own folder; only a ``TRACKIO_SPACE_ID`` or
-    ``TRACKIO_SERVER_URL`` of your own sends anything elsewhere.
+    """Writes to ``TRACKIO_DIR``, else to trackio's own folder.
 
+    Only a ``TRACKIO_SPACE_ID`` or ``TRACKIO_SERVER_URL`` of your own sends anything elsewhere.
     trackio knows runs by their names, so a run goes on under its name.
     """
 

@@ -9,7 +9,7 @@ from .base import RunToTrack
 
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when it is imported
 
-import wandb  # noqa: E402
+import wandb
 
 __all__ = ["WandB"]
 
@@ -18,10 +18,10 @@ _Mode = Literal["online", "offline", "disabled", "shared"]
 
 @final
 class WandB:
-    """Writes files into the run directory; only a ``WANDB_MODE`` of your own, such as ``online``,
-    sends anything over a network.
+    """Writes files into the run directory.
 
-    An interrupted run goes on under the same id, online in the same run; offline in files of their
+    Only a ``WANDB_MODE`` of your own, such as ``online``, sends anything over a network. An
+    interrupted run goes on under the same id: online in the same run, offline in files of their
     own, which ``wandb sync --append`` joins.
     """
 
