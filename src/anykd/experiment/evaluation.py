@@ -1,6 +1,6 @@
 """How good a model or a finished run is, on any images with labels."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anykd.analysis import Agreement, agreement, per_class_accuracy
-from anykd.data import AugmentConfig, DataSplits, EvalLoader, Split, open_split
+from anykd.data import AugmentConfig, DataSplits, Split, open_split
 from anykd.distributed import from_each_rank, rank
-from anykd.engine import Scores, choose_dtype, evaluate, launched
+from anykd.engine import Scores, autocast, choose_dtype, evaluate, launched
 from anykd.errors import DataError, ModelError, RecipeError
 from anykd.models import FrozenTeacher, require_known
 from anykd.progress import Progress
@@ -148,60 +148,71 @@ def evaluate_model(
         progress = Progress(visible=rank() == 0)
         loader = eval_loader(splits, recipe, model.image_size, crop_pct, on_bad_image=progress.say)
         dtype = choose_dtype(recipe.train.precision, device)
-        watched = _Watched(model.to(device), other and other.to(device))
-        same_images = None if other is None else eval_loader(splits, recipe, other.image_size)
-        batches = watched.batches(loader, same_images)
-        scores = evaluate(watched, batches, device=device, dtype=dtype)
+        model.to(device)
+        answers = _Answers(_taught(other, splits, recipe, device, dtype))
+        scores = evaluate(
+            lambda images: model(images).logits,
+            loader,
+            device=device,
+            dtype=dtype,
+            see=answers.keep,
+        )
         for found in from_each_rank(loader.bad_images):
             loader.add_bad_images(found)
         return Evaluation(
             **asdict(scores),
-            **watched.found(splits.num_classes),
+            **answers.described(splits.num_classes),
             class_names=splits.class_names,
             teacher=None if other is None else teacher or own_teacher,
             cost=image_cost(model.model, device, dtype),
         )
 
 
-class _Watched:
-    """A model whose answers are kept while it is scored, beside those of a teacher.
+def _taught(
+    teacher: FrozenTeacher | None,
+    splits: DataSplits,
+    recipe: Recipe,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> Iterator[Tensor] | None:
+    """What a teacher makes of the same images, batch by batch: it sees them its own way."""
+    if teacher is None:
+        return None
+    teacher.to(device)
+    loader = eval_loader(splits, recipe, teacher.image_size)
+
+    def run(images: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            return teacher(images.to(device)).logits
+
+    return (run(batch.images) for batch in loader)
+
+
+class _Answers:
+    """What a model says of each image, and how far a teacher says the same.
 
     Args:
-        model: It is scored.
-        teacher: It is compared with, or None.
+        taught: The teacher's class scores of each batch, or None.
     """
 
-    def __init__(self, model: FrozenTeacher, teacher: FrozenTeacher | None) -> None:
-        self._model, self._teacher = model, teacher
-        self._teachers_images: Tensor | None = None
+    def __init__(self, taught: Iterator[Tensor] | None) -> None:
+        self._taught = taught
         self._labels: list[Tensor] = []
         self._chosen: list[Tensor] = []
         self._confidences: list[Tensor] = []
         self._agreements: list[Agreement] = []
 
-    def batches(self, own: EvalLoader, teachers: Iterable[Batch] | None) -> Iterator[Batch]:
-        """Yield the images as the model sees them; the teacher will see its own."""
-        pairs = zip(own, teachers, strict=True) if teachers else ((batch, None) for batch in own)
-        for batch, other in pairs:
-            assert batch.labels is not None
-            self._labels.append(batch.labels.argmax(dim=1))
-            self._teachers_images = None if other is None else other.images
-            yield batch
-
-    def __call__(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch classes"]:
-        """Run the model."""
-        logits = self._model(images).logits
+    def keep(self, batch: Batch, logits: Float[Tensor, "batch classes"]) -> None:
+        """Keep what the model says of the next batch."""
+        assert batch.labels is not None
         confidences, chosen = logits.float().softmax(dim=1).max(dim=1)
+        self._labels.append(batch.labels.argmax(dim=1).cpu())
         self._confidences.append(confidences.cpu())
         self._chosen.append(chosen.cpu())
-        if self._teacher is not None and self._teachers_images is not None:
-            taught = self._teacher(self._teachers_images.to(images.device)).logits
-            self._agreements.append(agreement(logits, taught))
-        return logits
+        if self._taught is not None:
+            self._agreements.append(agreement(logits, next(self._taught)))
 
-    def found(self, num_classes: int) -> dict[str, Any]:
+    def described(self, num_classes: int) -> dict[str, Any]:
         """What was found beside the scores; all ranks call it together."""
         kept = (self._labels, self._chosen, self._confidences)
         parts = [part for rank in from_each_rank(kept) for part in zip(*rank, strict=True)]

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,17 +102,17 @@ def _subjects(parts: Parts) -> list[Subject]:
     """The student, and behind it the teachers."""
     student, labelled = kept_student(parts), parts.data.val.labels is not None
     num_classes = parts.data.num_classes if labelled else student.num_classes
-    own = ModelView(student.image_size, parts.recipe.student.crop_pct)
-    # Without labels all see the same, as where the run is scored.
-    same = None if labelled else replace(own, image_size=parts.image_size)
+    # Without labels all see images of one size, as where the run is scored.
+    size = None if labelled else parts.image_size
+    view = ModelView(size or student.image_size, parts.recipe.student.crop_pct)
     knows = measure(parts) is not None and 0 < student.num_classes == num_classes
-    found = [Subject(student, student, same or own, knows)]
+    found = [Subject(student, student, view, knows)]
     # The control arm leaves the recipe's teachers alone.
     for built, config in zip(parts.built, parts.recipe.teachers, strict=False):
         teacher = built.model
-        own = ModelView(teacher.image_size, config.crop_pct)
+        view = ModelView(size or teacher.image_size, config.crop_pct if labelled else None)
         knows = built.has_learnt and 0 < teacher.num_classes == num_classes
-        found.append(Subject(teacher.model, teacher, same or own, knows))
+        found.append(Subject(teacher.model, teacher, view, knows))
     return found
 
 
