@@ -13,6 +13,8 @@
                            teacher: teacher_2_head.safetensors
     RUN/teacher/           the run that trained the teacher first; of the second: teacher_2/
     RUN/analysis/          analysis.json: student against teacher on held-out images; examples/*.png
+    RUN/trackers.json      what the trackers of [track] call the run; tensorboard/ and wandb/ are
+                           theirs
     RUN/bad_steps.json     where a run stopped that had no finite loss any more
     RUN/summary.json       the numbers; written last, so it marks a finished run
 """
@@ -213,6 +215,17 @@ class RunDir:
         with written(self.metrics):
             sync(self.metrics)
         return self.metrics.stat().st_size
+
+    def metrics_behind(self, length: int) -> list[dict[str, Any]]:
+        """The whole lines behind a checkpoint, which a run that goes on logs again.
+
+        Args:
+            length: What `metrics_bytes` was at that checkpoint.
+        """
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_bytes()[length:].splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
     def truncate_metrics(self, length: int) -> None:
         """Drop the lines behind a checkpoint: what they tell of is run again.

@@ -168,7 +168,7 @@ class TestLabelsToEvaluateOn:
         assert len(chosen.unique()) > 1
         expected = 100 * (chosen == torch.tensor(labels_of(val))).sum().item() / 16
         assert summary(path)["top1"] == expected
-        assert "agreement" not in summary(path)
+        assert 0 <= summary(path)["agreement"] <= 100
         assert summary(path)["teachers"][0]["top1"] == summary(teacher)["top1"]
         config = json.loads((path / "student" / "config.json").read_text())
         assert config["label_names"] == ["wave 0", "wave 1", "wave 2", "wave 3"]

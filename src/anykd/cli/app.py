@@ -16,6 +16,7 @@ import typer
 from anykd import __version__
 from anykd.errors import AnykdError, StoppedError
 
+from .analyze import analyze
 from .cache import app as cache_app
 from .options import (
     BatchSize,
@@ -48,6 +49,7 @@ app = typer.Typer(
     help="Distil any vision teacher into any vision student: CNN, transformer, MLP or hybrid.",
 )
 app.add_typer(cache_app, name="cache")
+app.command()(analyze)
 
 
 def _version(value: bool) -> bool:
@@ -206,8 +208,13 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="Which images: val (held out), train, or all of them.")
     ] = "val",
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Model to be compared with. [default: a run's teacher, if it is a run]"),
+    ] = None,
     image_size: ImageSize = None,
     overrides: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
 ) -> None:
     """Score a model or a finished run on held-out images, or others by --split.
 
@@ -218,15 +225,13 @@ def evaluate(
     found = evaluate_model(
         model,
         data,
+        teacher=teacher,
         image_size=image_size,
         weights=weights,
         split=split,
         overrides=overrides or [],
     )
-    print_once(
-        f"top-1 {found.top1:.2f} %  top-5 {found.top5:.2f} %  "
-        f"loss {found.loss:.4f}  {found.num_samples} images"
-    )
+    print_once(json.dumps(found.to_dict(), indent=2) if as_json else found.text())
 
 
 @app.command()

@@ -40,6 +40,7 @@ def evaluate(
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,
+    see: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
 ) -> Scores:
     """Score a classifier.
 
@@ -48,6 +49,7 @@ def evaluate(
         batches: This rank's share of the samples, each once, with labels.
         device: Where to compute.
         dtype: Type for autocast, or None.
+        see: Called with each batch and its class scores.
 
     Raises:
         DataError: If there is no image.
@@ -58,6 +60,7 @@ def evaluate(
         assert batch.labels is not None
         with autocast(device, dtype):
             logits = classify(batch.images)
+        see(batch, logits)
         logits, target = logits.float(), batch.labels.argmax(dim=1)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
         loss = F.cross_entropy(logits, target, reduction="sum")

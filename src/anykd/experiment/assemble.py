@@ -37,6 +37,8 @@ class Parts:
         on_bad_image: Called once with a line for each image that cannot be read; None is silent.
         bad_val_images: What was wrong with each held-out image that could not be read, by index;
             it grows when models are scored.
+        teacher_choices: Which class the first teacher that knows the data's classes chooses for
+            each held-out image of this rank, by index; found once, when models are scored.
     """
 
     recipe: Recipe
@@ -53,6 +55,7 @@ class Parts:
     stored: tuple[Cache | None, ...] = ()
     on_bad_image: Callable[[str], None] | None = None
     bad_val_images: dict[int, str] = field(default_factory=dict)
+    teacher_choices: dict[int, int] = field(default_factory=dict)
 
     @property
     def teachers(self) -> tuple[FrozenTeacher, ...]:

@@ -8,14 +8,16 @@ from anykd.errors import CheckpointError
 from anykd.recipe import Recipe, read_toml
 from anykd.rundir import RunDir
 
-__all__ = ["changed_settings", "require_same_recipe"]
+__all__ = ["changed_settings", "require_same_recipe", "settings"]
 
 _FREE = frozenset(
     (
         *("data.workers", "data.prefetch", "data.pin_memory", "data.persistent_workers"),
         "data.decoded",
         *("train.device", "train.fsdp", "teacher.fsdp", "train.grad_checkpointing"),
-        *("train.checkpoint_every", "train.max_bad_steps", "train.log_every"),
+        *("train.checkpoint_every", "train.max_bad_steps", "train.log_every", "train.diagnoses"),
+        *("track.to", "track.project", "track.name"),
+        *("analysis.num_samples", "analysis.num_examples"),
     )
 )
 """Settings that decide where and how a run is computed, and not what comes of it."""
@@ -50,9 +52,14 @@ def require_same_recipe(recipe: Recipe, directory: RunDir, *, force: bool) -> li
 
 def changed_settings(before: Recipe, after: Recipe) -> list[str]:
     """Dotted keys in which two recipes differ, such as ``train.peak_lr`` or ``teacher.2.name``."""
-    old, new = (dict(_flat(tomllib.loads(recipe.to_toml()))) for recipe in (before, after))
+    old, new = settings(before), settings(after)
     missing = object()
     return [key for key in sorted(old | new) if old.get(key, missing) != new.get(key, missing)]
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """Every setting of a recipe by its dotted key; what is None is left out."""
+    return dict(_flat(tomllib.loads(recipe.to_toml())))
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from anykd.models import create_staged
 from anykd.progress import Progress
 from anykd.recipe import Recipe
 from anykd.rundir import RunDir
+from anykd.track import require_trackers
 
 from .apart import require_apart
 from .assemble import assemble
@@ -47,6 +48,7 @@ def run(
         AnykdError: If something given does not fit, or the plan finds an error; nothing is written
             then.
     """
+    require_trackers(recipe.track)
     recipe = adopt_views(recipe)
     directory = RunDir(out if out is not None else Path("runs") / _run_name(recipe))
     require_apart(recipe, directory.path, "run")

@@ -3,7 +3,7 @@
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 from safetensors.torch import save_file
 from torch import nn
 
-from anykd.distributed import from_each_rank, rank, world_size
+from anykd.distributed import from_each_rank, from_first_rank, rank, world_size
 from anykd.engine import (
     BadStepsError,
     Listener,
@@ -22,18 +22,28 @@ from anykd.engine import (
     save_checkpoint,
 )
 from anykd.environment import describe_environment
-from anykd.errors import CheckpointError, StoppedError
+from anykd.errors import CheckpointError, StoppedError, first_line
 from anykd.models import StagedModel, save_model
 from anykd.progress import Progress
+from anykd.report.record import read_run
+from anykd.report.working import judge
 from anykd.rundir import RunDir, write_atomically
+from anykd.track import RunToTrack, TrackConfig, Trackers, position
+from anykd.track.trackers import Position
 
+from .analysis import analyze_after, analyze_before
 from .assemble import Parts
 from .history import History
 from .plan import Plan, kept_findings, plan_again, plan_first
+from .resume import settings
 from .scoring import class_names, measure, score_run, score_teachers
 from .teacher_head import save_head
+from .teacher_time import watch_teachers
 
 __all__ = ["Result", "Running"]
+
+_FEW = 2
+"""Signs that are printed beside the warnings."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,8 @@ class Running:
             self._write_beginning()
         self.directory.require_shared()
         self.history.teachers = score_teachers(self.parts)
-        return self._train()
+        analyze_before(self.parts, self.directory, self.progress)
+        return self._train_and_track(told=None)
 
     def resume(self, *, brief: bool) -> Result:
         """Go on from the newest checkpoint that is whole.
@@ -108,13 +119,15 @@ class Running:
         trainer.load(found, state["trainer"])
         self.history = History(**state["history"])
         self.parts.bad_val_images.update(state["bad_val_images"])
+        told = frozenset[Position]()
         if self.is_first:
+            told = frozenset(map(position, self.directory.metrics_behind(state["metrics_bytes"])))
             self.directory.truncate_metrics(state["metrics_bytes"])
             self.directory.write_text(self.directory.recipe, self.parts.recipe.to_toml())
-        position = f"epoch {trainer.epochs_done + 1}, step {trainer.steps_done + 1}"
+        where = f"epoch {trainer.epochs_done + 1}, step {trainer.steps_done + 1}"
         if trainer.epochs_done < self.parts.recipe.train.epochs:
-            self.progress.say(f"resumed at {position}")
-        return self._train()
+            self.progress.say(f"resumed at {where}")
+        return self._train_and_track(told=told)
 
     def _write_beginning(self) -> None:
         """Write what is known before the first step."""
@@ -128,6 +141,26 @@ class Running:
                 path = self.directory.teacher_head(number)
                 write_atomically(path, partial(save_head, built.head))
 
+    def _train_and_track(self, *, told: frozenset[Position] | None) -> Result:
+        """Train to the end, and tell the trackers of it."""
+        recipe, path = self.parts.recipe, self.directory.path
+        config = recipe.track
+        run = RunToTrack(path, config.project, config.name or path.resolve().name, settings(recipe))
+        self.trackers = Trackers(
+            config if self.is_first else TrackConfig(),
+            run,
+            steps_per_epoch=self.parts.trainer.loader.steps_per_epoch,
+            warn=self.progress.say,
+            told=told,
+        )
+        try:
+            result = self._train()
+        except BaseException:
+            self.trackers.finish(None)
+            raise
+        self.trackers.finish(result.summary)
+        return result
+
     def _train(self) -> Result:
         trainer, config = self.parts.trainer, self.parts.recipe.train
         self._introduce()
@@ -140,6 +173,7 @@ class Running:
             epoch=self._save,
             stop=self.signals.asked,
             stopped=self.signals.check,
+            watch=watch_teachers(self.parts.teachers),
         )
         per_epoch, done = trainer.loader.steps_per_epoch, trainer.all_steps_done
         with self.progress.training(per_epoch, config.epochs, done), self.signals.deferred():
@@ -147,14 +181,31 @@ class Running:
                 trainer.fit(listener)
             except BadStepsError as error:
                 raise self._with_record(error) from None
+        analyze_after(self.parts, self.directory, self.progress)
         kept = self._kept()
         summary = self._summary()
         if self.is_first:
             crop_pct, names = self.parts.recipe.augment.crop_pct, class_names(self.parts)
             save = partial(save_model, kept, class_names=names, crop_pct=crop_pct)
             write_atomically(self.directory.student, save)
+        summary["working"] = from_first_rank(partial(self._signs, summary))
+        if self.is_first:
             self.directory.write_json(self.directory.summary, summary)
         return Result(self.directory.path, kept.model, summary)
+
+    def _signs(self, summary: dict[str, Any]) -> list[dict[str, str]]:
+        """Say what the numbers mean: warnings, and a little of what else there is."""
+        try:
+            signs = judge(replace(read_run(self.directory.path), summary=summary))
+        except Exception as error:
+            # Whatever it is: what is said of a run must not lose it.
+            self.progress.say(f"what the numbers mean could not be told: {first_line(error)}")
+            return []
+        others = [sign for sign in signs if sign.severity != "warning"]
+        for sign in (*(sign for sign in signs if sign not in others), *others[:_FEW]):
+            remedy = f"; {sign.remedy}" if sign.remedy else ""
+            self.progress.say(f"{sign.severity}: {sign.message}{remedy}")
+        return [asdict(sign) for sign in signs]
 
     def _with_record(self, error: BadStepsError) -> BadStepsError:
         """Keep what is known of steps without a finite loss, for a look."""
@@ -180,7 +231,8 @@ class Running:
     def _log(self, values: dict[str, Any]) -> None:
         if self.is_first:
             # JSON knows neither NaN nor infinity.
-            self.directory.log({key: _or_null(value) for key, value in values.items()})
+            self.directory.log(_or_null(values))
+            self.trackers.log(values)
 
     def _score(self, trainer: Trainer) -> None:
         """Score the student after the steps of an epoch, where it is the turn."""
@@ -259,6 +311,8 @@ class Running:
 
 
 def _or_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _or_null(own) for key, own in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

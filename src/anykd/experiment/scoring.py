@@ -3,40 +3,31 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from anykd.data import AugmentConfig, DataSplits, EvalLoader, Split, open_split
-from anykd.distributed import from_each_rank, rank
-from anykd.engine import Scores, autocast, choose_dtype, evaluate, launched
-from anykd.errors import DataError, ModelError, RecipeError
+from anykd.data import EvalLoader
+from anykd.distributed import from_each_rank, sum_over_ranks
+from anykd.engine import Scores, autocast, evaluate
 from anykd.methods import Classifier
-from anykd.models import FrozenTeacher, StagedModel, require_known
+from anykd.models import FrozenTeacher, StagedModel
 from anykd.models.classes import class_names_of
-from anykd.progress import Progress
-from anykd.recipe import Recipe, apply_overrides, read_toml
-from anykd.rundir import RunDir
 from anykd.types import Batch
 
 from .assemble import Parts, eval_loader
-from .teacher_classes import resolve_classes
-from .teachers import load_with_weights
+from .teachers import BuiltTeacher
 
 __all__ = [
     "class_names",
-    "evaluate_model",
     "kept_student",
     "measure",
     "score_run",
     "score_teachers",
 ]
-
-
-_IMAGES = {"val": "held-out images", "train": "training images", "all": "images"}
 
 
 def _logits(
@@ -65,22 +56,40 @@ def _score(
     classify: Classifier,
     image_size: tuple[int, int],
     crop_pct: float | None = None,
+    *,
+    chosen: dict[int, int] | None = None,
 ) -> Scores:
+    """Score a model on held-out images; which class it chooses for each is put into ``chosen``."""
+    loader = _held_out(parts, image_size, crop_pct)
     labelled = parts.data.val.labels is not None
-    loader = eval_loader(
+    batches = loader if labelled else _labelled_by(parts, loader)
+    with parts.gathered():  # ranks may have different numbers of batches
+        scores = evaluate(
+            classify,
+            batches,
+            device=parts.device,
+            dtype=parts.dtype,
+            see=partial(_keep_choices, {} if chosen is None else chosen),
+        )
+    _exchange_bad_images(loader)
+    return scores
+
+
+def _held_out(parts: Parts, image_size: tuple[int, int], crop_pct: float | None) -> EvalLoader:
+    return eval_loader(
         parts.data,
         parts.recipe,
         # Without labels one loader for both models, so that they see the same images.
-        image_size if labelled else parts.image_size,
+        parts.image_size if parts.data.val.labels is None else image_size,
         crop_pct,
         known_bad=parts.bad_val_images,
         on_bad_image=parts.on_bad_image,
     )
-    batches = loader if labelled else _labelled_by(parts, loader)
-    with parts.gathered():  # ranks may have different numbers of batches
-        scores = evaluate(classify, batches, device=parts.device, dtype=parts.dtype)
-    _exchange_bad_images(loader)
-    return scores
+
+
+def _keep_choices(chosen: dict[int, int], batch: Batch, logits: Tensor) -> None:
+    assert batch.indices is not None
+    chosen.update(zip(batch.indices.tolist(), logits.argmax(dim=1).tolist(), strict=True))
 
 
 def _exchange_bad_images(loader: EvalLoader) -> None:
@@ -91,13 +100,57 @@ def _exchange_bad_images(loader: EvalLoader) -> None:
 
 def _labelled_by(parts: Parts, batches: Iterable[Batch]) -> Iterator[Batch]:
     """Give images without labels the classes that the teacher, of several the first, chooses."""
-    teacher = parts.compared[0]
+    choices, num_classes = parts.teacher_choices, parts.compared[0].num_classes
     for batch in batches:
-        batch = batch.to(parts.device)
-        with autocast(parts.device, parts.dtype):
-            logits = teacher(batch.images).logits
-        labels = F.one_hot(logits.argmax(dim=1), teacher.num_classes).float()
-        yield Batch(batch.images, labels, batch.indices)
+        assert batch.indices is not None
+        indices = batch.indices.tolist()
+        # An image that could not be read when the teacher saw it may be readable again.
+        seen = [place for place, index in enumerate(indices) if index in choices]
+        if seen:
+            batch = batch.rows(torch.tensor(seen))
+            classes = torch.tensor([choices[indices[place]] for place in seen])
+            yield Batch(batch.images, F.one_hot(classes, num_classes).float(), batch.indices)
+
+
+def _know_teacher_choices(parts: Parts) -> bool:
+    """Let the first teacher that knows the data's classes choose one for each held-out image.
+
+    Where `score_teachers` has run it on labelled images, its choices are there already.
+
+    Returns:
+        Whether there is such a teacher.
+    """
+    labelled = parts.data.val.labels is not None
+    if labelled:
+        known = [one.model for one in parts.built if _knows_classes(parts, one)]
+    else:
+        known = list(parts.compared)
+    if not known or parts.teacher_choices:
+        return bool(known)
+    teacher = known[0]
+    number = parts.teachers.index(teacher)
+    crop_pct = parts.recipe.teachers[number].crop_pct if labelled else None
+    loader = _held_out(parts, teacher.image_size, crop_pct)
+    with parts.gathered():
+        for batch in loader:
+            batch = batch.to(parts.device)
+            with autocast(parts.device, parts.dtype):
+                _keep_choices(parts.teacher_choices, batch, teacher(batch.images).logits)
+    _exchange_bad_images(loader)
+    return True
+
+
+def _knows_classes(parts: Parts, built: BuiltTeacher) -> bool:
+    return built.has_learnt and built.model.num_classes == parts.data.num_classes
+
+
+def _agreement(parts: Parts, chosen: dict[int, int]) -> dict[str, float]:
+    """Percent of the held-out images for which student and teacher choose the same class."""
+    both = chosen.keys() & parts.teacher_choices.keys()
+    same = sum(chosen[index] == parts.teacher_choices[index] for index in both)
+    counts = torch.tensor([same, len(both)], dtype=torch.float64, device=parts.device)
+    same, count = sum_over_ranks(counts).tolist()
+    return {"agreement": 100 * same / count} if count else {}
 
 
 def kept_student(parts: Parts) -> StagedModel:
@@ -118,10 +171,13 @@ def score_teachers(parts: Parts) -> list[dict[str, Any]]:
             said |= {"head": asdict(head)}
         if config.cache is not None:
             said |= {"cache": config.cache}
-        known = built.has_learnt and teacher.num_classes == parts.data.num_classes
-        if known and parts.data.val.labels is not None:
+        if _knows_classes(parts, built) and parts.data.val.labels is not None:
             classify = partial(_logits, teacher)
-            said |= asdict(_score(parts, classify, teacher.image_size, config.crop_pct))
+            chosen: dict[int, int] = {}
+            scores = _score(parts, classify, teacher.image_size, config.crop_pct, chosen=chosen)
+            said |= asdict(scores)
+            if not parts.teacher_choices:
+                parts.teacher_choices.update(chosen)
         found.append(said)
     return found
 
@@ -137,19 +193,24 @@ def score_run(parts: Parts) -> dict[str, Any]:
     """Score the student and what the method trains beside it.
 
     Returns:
-        The fields of `Scores`; ``raw_top1`` of the student's last weights where an average is
-        kept; ``NAME_top1`` of each companion. For images without labels ``agreement`` with the
-        teacher stands for ``top1``, and nothing is found where class scores are not compared.
+        The fields of `Scores`; ``agreement``, the percentage of images for which the student and
+        the first teacher that knows the classes choose the same one; ``raw_top1`` of the student's
+        last weights where an average is kept; ``NAME_top1`` of each companion. For images without
+        labels ``agreement`` stands for ``top1``, and nothing is found where class scores are not
+        compared.
     """
     by = measure(parts)
     if by is None:
         return {}
     parts.method.eval()
+    has_teacher, chosen = _know_teacher_choices(parts), dict[int, int]()
     # Each model is scored on images of its own size, as whoever uses it will load them.
     kept, size = kept_student(parts), parts.student.image_size
     crop = parts.recipe.student.crop_pct
-    scores = _score(parts, partial(_logits, kept), size, crop)
+    scores = _score(parts, partial(_logits, kept), size, crop, chosen=chosen)
     found = asdict(scores)
+    if has_teacher:
+        found |= _agreement(parts, chosen)
     if by == "agreement":
         found = {by: scores.top1, "num_samples": scores.num_samples}
     if kept is not parts.student:
@@ -157,84 +218,3 @@ def score_run(parts: Parts) -> dict[str, Any]:
     for name, classify in parts.method.companions().items():
         found[f"{name}_{by}"] = _score(parts, classify, parts.image_size, crop).top1
     return found
-
-
-def evaluate_model(
-    name: str,
-    data: str | None,
-    *,
-    image_size: int | None = None,
-    weights: str | None = None,
-    split: str = "val",
-    overrides: list[str],
-) -> Scores:
-    """Score a model or a finished run.
-
-    A run is scored on its own data, split and crop, any other model with the crop and
-    interpolation that it was made for, unless told otherwise. Where the data's classes are some of
-    the model's, by name, it is scored among these alone.
-
-    Args:
-        name: A run directory, a timm architecture with pretrained weights, or ``hf-hub:NAME``.
-        data: A data spec; None takes that of the run.
-        image_size: Pixels that the model sees; None takes its own.
-        weights: A file of weights, instead of those that belong to the name.
-        split: Which images: held out, trained on, or all.
-        overrides: Single values of the recipe, such as ``data.val_fraction=0.4``; the model is its
-            student.
-
-    Raises:
-        AnykdError: If model or data cannot be had, or they do not fit.
-    """
-    if split not in get_args(Split):
-        raise RecipeError(f"--split {split} is none of {', '.join(get_args(Split))}")
-    require_known(name)
-    path = RunDir(name).recipe
-    values = read_toml(path) if path.is_file() else {}
-    given = {"name": name, "image_size": image_size, "weights": weights}
-    values["student"] = {key: value for key, value in given.items() if value is not None}
-    if data is not None:
-        # A run without labels says nothing of other data: these have some, or cannot be scored by.
-        values["data"] = values.get("data", {}) | {"source": data, "labels": True}
-    augment = values.get("augment")
-    values = apply_overrides(values, overrides)
-    if "data" not in values:
-        raise RecipeError("no data is given", hint="give --data SPEC")
-    recipe = Recipe.from_dict(values)
-    splits = open_split(recipe.data, cast("Split", split))
-    if splits.val.labels is None:
-        raise DataError(
-            f"the {_IMAGES[split]} of {splits.name} have no labels to be scored by",
-            hint="give --data SPEC with labels",
-        )
-    with launched() as device:
-        model, crop_pct = _load(recipe, splits), recipe.student.crop_pct
-        if augment is None:  # no run's
-            own = {"crop_pct": model.model.crop_pct, "interpolation": model.model.interpolation}
-            told = values.get("augment", {})
-            augment = AugmentConfig(**own | told)
-            recipe = recipe.model_copy(update={"augment": augment})
-        progress = Progress(visible=rank() == 0)
-        loader = eval_loader(splits, recipe, model.image_size, crop_pct, on_bad_image=progress.say)
-        dtype = choose_dtype(recipe.train.precision, device)
-        model.to(device)
-        scores = evaluate(partial(_logits, model), loader, device=device, dtype=dtype)
-        _exchange_bad_images(loader)
-        return scores
-
-
-def _load(recipe: Recipe, splits: DataSplits) -> FrozenTeacher:
-    """The model to evaluate, with the data's classes."""
-    config = recipe.student
-    model = load_with_weights(config, None, splits.num_classes)
-    if not model.num_classes:
-        raise ModelError(
-            f"{config.name} has no classifier to be scored",
-            hint=f"train one on its features: anykd train --model {config.name} --data SPEC",
-        )
-    start = f"weights={config.weights}" if config.weights else "pretrained=true"
-    flag = "" if Path(config.name).is_dir() else f" --set student.{start}"
-    spec = recipe.data.source
-    hint = f"train it for these: anykd train --model {config.name} --data {spec}{flag}"
-    classes = resolve_classes(model, splits, name=config.name, hint=hint)
-    return FrozenTeacher(model, classes.chosen)

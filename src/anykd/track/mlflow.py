@@ -1,0 +1,61 @@
+"""MLflow: a database beside the runs, shown by ``mlflow ui``."""
+
+import os
+from collections.abc import Mapping
+from typing import final
+
+from .base import RunToTrack
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.utils.time import get_current_time_millis
+
+__all__ = ["MLflow"]
+
+_MOST_PARAMS = 100
+"""That MLflow takes at once."""
+_LONGEST = 500
+"""Characters of a value of a parameter."""
+
+
+@final
+class MLflow:
+    """Writes to ``mlflow.db`` in the folder that holds the run directory.
+
+    With a ``MLFLOW_TRACKING_URI`` of your own it writes there instead.
+    ``mlflow ui --backend-store-uri sqlite:///runs/mlflow.db`` shows what is on this disk.
+    """
+
+    def __init__(self, run: RunToTrack) -> None:
+        beside = run.folder.resolve().parent
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"
+        self._client = MlflowClient(tracking_uri=uri)
+        if run.known_as is not None:
+            self.run_id = run.known_as
+            self._client.update_run(self.run_id, status="RUNNING")
+            return
+        found = self._client.get_experiment_by_name(run.project)
+        artifacts = (beside / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+        experiment = (
+            self._client.create_experiment(run.project, artifact_location=artifacts)
+            if found is None
+            else found.experiment_id
+        )
+        self.run_id = self._client.create_run(experiment, run_name=run.name).info.run_id
+        params = [Param(key, str(value)[:_LONGEST]) for key, value in run.settings.items()]
+        for start in range(0, len(params), _MOST_PARAMS):
+            self._client.log_batch(self.run_id, params=params[start : start + _MOST_PARAMS])
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Add a point to the curve of each name."""
+        now = get_current_time_millis()
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self.run_id, metrics=metrics)
+
+    def finish(self, summary: Mapping[str, float] | None) -> None:
+        """Add the last numbers and end the run."""
+        if summary is not None:
+            self.log({f"summary/{name}": value for name, value in summary.items()}, 0)
+        self._client.set_terminated(self.run_id, "KILLED" if summary is None else "FINISHED")
