@@ -11,7 +11,7 @@ from .figures.svg import TEACHER
 from .parts import Figure, Key
 from .record import RunRecord
 
-__all__ = ["curve_figures", "term_names"]
+__all__ = ["curve_figures", "term_figures", "term_names"]
 
 _POINTS = 80
 """Points of a line over steps; more cannot be told apart in a figure."""
@@ -25,7 +25,7 @@ Values = dict[str, Any]
 
 
 def curve_figures(experiment: Experiment) -> list[Figure]:
-    """Every chart over training that the runs have numbers for."""
+    """The charts over training that compare the arms."""
     of_arms = (
         (_held_out, {}),
         (_of_epochs, {"key": "agreement", "title": "Agreement with the teacher, held out, %"}),
@@ -35,11 +35,14 @@ def curve_figures(experiment: Experiment) -> list[Figure]:
         (_of_steps, {"key": "images_per_second", "title": "Images per second"}),
     )
     found = [make(experiment, **options) for make, options in of_arms]
-    figures = [figure for figure in found if figure is not None]
+    return [figure for figure in found if figure is not None]
+
+
+def term_figures(experiment: Experiment) -> list[Figure]:
+    """For each arm the terms of its loss, and their shares of the gradient."""
     names = term_names(experiment)
-    for arm in experiment.arms:
-        figures += [figure for figure in (_terms(arm, names), _shares(arm, names)) if figure]
-    return figures
+    found = [make(arm, names) for arm in experiment.arms for make in (_terms, _shares)]
+    return [figure for figure in found if figure is not None]
 
 
 def term_names(experiment: Experiment) -> list[str]:

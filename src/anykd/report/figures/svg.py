@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-__all__ = ["DASHES", "INK", "MUTED", "NUM_COLOURS", "TEACHER", "draw", "line_style", "rename_ids"]
+__all__ = ["DASHES", "INK", "MUTED", "NUM_COLOURS", "TEACHER", "draw", "line_colour", "line_dashes", "line_style", "rename_ids"]
 
 NUM_COLOURS = 8
 """Colours of the page; further lines take them again with another dash."""
@@ -65,13 +65,34 @@ def line_style(number: int) -> dict[str, Any]:
     Args:
         number: Of the arm, from 0, or `TEACHER`.
     """
-    if number == TEACHER:
-        return {"color": _TEACHER_COLOUR, "dashes": (2, 2), "marker": "_"}
-    colour = f"#a0000{number % NUM_COLOURS}"
-    # Neighbours differ in their dash, and so do the lines that share a colour.
-    dash = DASHES[(number + number // NUM_COLOURS) % len(DASHES)]
-    style: dict[str, Any] = {"color": colour, "marker": _MARKERS[number % len(_MARKERS)]}
+    marker = "_" if number == TEACHER else _MARKERS[number % len(_MARKERS)]
+    variables = {name: colour for colour, name in _VARIABLES.items()}
+    style: dict[str, Any] = {"color": variables[line_colour(number)], "marker": marker}
+    dash = _dash(number)
     return style | {"dashes": dash} if dash else style
+
+
+def line_colour(number: int) -> str:
+    """The page's variable with the colour of a line.
+
+    Args:
+        number: Of the arm, from 0, or `TEACHER`.
+    """
+    return "teacher" if number == TEACHER else f"line-{number % NUM_COLOURS}"
+
+
+def line_dashes(number: int) -> str:
+    """The dash of a line as SVG has it, for a line two pixels wide.
+
+    Args:
+        number: Of the arm, from 0, or `TEACHER`.
+    """
+    return " ".join(f"{2 * length:g}" for length in _dash(number)) or "none"
+
+
+def _dash(number: int) -> tuple[float, ...]:
+    """Neighbours differ, and so do the lines that share a colour."""
+    return DASHES[2] if number == TEACHER else DASHES[(number + number // NUM_COLOURS) % 4]
 
 
 def draw(
