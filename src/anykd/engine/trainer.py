@@ -200,7 +200,9 @@ class Trainer:
             stops = self.in_flight.look_back(listener.warn, at_all=False)
             listener.step(epoch, step)
             if diagnosis is not None:
-                listener.log({"event": "diagnosis", "epoch": epoch, "step": step} | diagnosis.found())
+                listener.log(
+                    {"event": "diagnosis", "epoch": epoch, "step": step} | diagnosis.found()
+                )
             if step % every == 0 or step == steps - 1:
                 stops |= self.in_flight.look_back(listener.warn, at_all=True)
                 now = time.perf_counter()

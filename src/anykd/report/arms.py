@@ -72,6 +72,14 @@ class Experiment:
     teacher_runs: tuple[RunRecord, ...] = ()
 
     @property
+    def data_name(self) -> str:
+        """The data without their place on this machine: ``cifar100``, or a folder's own name."""
+        kind, _, place = self.data.partition(":")
+        if place:
+            return self.data if kind in ("hf", "wds", "parquet", "synthetic") else kind
+        return Path(self.data).name or self.data
+
+    @property
     def runs(self) -> tuple[RunRecord, ...]:
         """All runs of all arms."""
         return tuple(run for arm in self.arms for run in arm.runs)
@@ -154,7 +162,9 @@ def _arms(runs: Iterable[RunRecord]) -> tuple[Arm, ...]:
 
     def place(index: int) -> tuple[bool, float, str]:
         run = groups[index][0]
-        found = spread(one.summary.get("top1", one.summary.get("agreement")) for one in groups[index])
+        found = spread(
+            one.summary.get("top1", one.summary.get("agreement")) for one in groups[index]
+        )
         return (run.method != "control", -(found.mean if found else 0.0), labels[index])
 
     order = sorted(range(len(groups)), key=place)
@@ -193,7 +203,10 @@ def _labels(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
 def _differing(recipes: Sequence[dict[str, Any]]) -> Iterator[str]:
     flat = [_flat(recipe) for recipe in recipes]
     for key in dict.fromkeys(key for one in flat for key in one):
-        if not _unimportant(key) and len({json.dumps(one.get(key), default=str) for one in flat}) > 1:
+        if (
+            not _unimportant(key)
+            and len({json.dumps(one.get(key), default=str) for one in flat}) > 1
+        ):
             yield key
 
 

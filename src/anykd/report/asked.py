@@ -136,31 +136,45 @@ def training_table(experiment: Experiment) -> Table | None:
 
 
 def run_table(experiment: Experiment) -> Table:
-    """Every run: its seed, where it is, and with what it was made."""
-    rows = []
+    """Every run: its seed, where it is, and with what it was made; said once where all agree."""
+    runs = (*experiment.teacher_runs, *experiment.runs)
     arms = {run.path: arm for arm in experiment.arms for run in arm.runs}
-    for run in (*experiment.teacher_runs, *experiment.runs):
+    facts = [_facts(run) for run in runs]
+    shared = {
+        name: values.pop()
+        for name in facts[0]
+        if len(runs) > 1 and len(values := {fact[name] for fact in facts}) == 1
+    }
+    columns = [name for name in facts[0] if name not in shared and any(f[name] for f in facts)]
+    rows = []
+    for run, fact in zip(runs, facts, strict=True):
         arm = arms.get(run.path)
-        environment = run.environment
-        packages = environment.get("packages") or {}
-        versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "timm", "anykd") if name in packages)
-        python = f"Python {environment['python']}" if environment.get("python") else ""
-        threads, ranks = environment.get("threads"), environment.get("ranks")
-        hardware = [str(environment.get("device", ""))]
-        hardware += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads else []
-        hardware += [f"{ranks} ranks"] if ranks and ranks > 1 else []
         first = Cell(arm.label if arm else "teacher", arm=arm.number if arm else -1)
-        rows.append(
-            (
-                first,
-                Cell(str(run.seed)),
-                Cell("finished" if run.summary else "unfinished"),
-                Cell(str(run.path)),
-                Cell(str(environment.get("started", ""))[:16].replace("T", " ")),
-                Cell(str(environment.get("commit") or "")),
-                Cell(", ".join(part for part in (python, versions) if part)),
-                Cell(", ".join(part for part in hardware if part)),
-            )
-        )
-    columns = ("", "seed", "state", "run", "started, UTC", "commit", "versions", "hardware")
-    return Table("Every run, and with what it was made.", columns, tuple(rows))
+        rows.append((first, Cell(str(run.seed)), *(Cell(fact[name]) for name in columns)))
+    alike = "; ".join(f"{name} {value}" for name, value in shared.items() if value)
+    caption = (
+        f"All {len(runs)} runs: {alike}." if alike else "Every run, and with what it was made."
+    )
+    return Table(caption, ("", "seed", *columns), tuple(rows))
+
+
+def _facts(run: RunRecord) -> dict[str, str]:
+    environment = run.environment
+    packages = environment.get("packages") or {}
+    versions = [f"Python {environment['python']}"] if environment.get("python") else []
+    versions += [
+        f"{name} {packages[name]}" for name in ("torch", "timm", "anykd") if name in packages
+    ]
+    threads, ranks = environment.get("threads"), environment.get("ranks")
+    hardware = [str(environment.get("device", ""))]
+    hardware += [f"{threads} thread{'s' if threads != 1 else ''}"] if threads else []
+    hardware += [f"{ranks} ranks"] if ranks and ranks > 1 else []
+    return {
+        "run": str(run.path),
+        "state": "finished" if run.summary else "unfinished",
+        "started, UTC": str(environment.get("started", ""))[:16].replace("T", " "),
+        "commit": str(environment.get("commit") or ""),
+        "precision": str(run.summary.get("precision", "")),
+        "versions": ", ".join(versions),
+        "hardware": ", ".join(part for part in hardware if part),
+    }

@@ -180,7 +180,7 @@ def _told(arm: Arm, index: int, names: list[str]) -> tuple[str, int, str]:
         counts.update(dict(_row(run, index)))
     total = counts.total()
     right = counts.pop(index, 0)
-    wrong = [f"{_name(names, other)} {count}" for other, count in counts.most_common(3)]
+    wrong = [f"{_name(names, other)} ({count}×)" for other, count in counts.most_common(3)]
     said = f"{right} of {total} right"
     return arm.label, arm.number, f"{said}; taken for {', '.join(wrong)}" if wrong else said
 

@@ -28,7 +28,7 @@ def _models(experiment: Experiment) -> Named:
         if teacher.get("ece") is not None
     ]
     if teachers:
-        found.append((f"teacher {teachers[0]['name']}", TEACHER, teachers[:1]))
+        found.append(("teacher", TEACHER, teachers[:1]))
     return found
 
 

@@ -2,7 +2,8 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .arms import Arm, Experiment, teachers_of
@@ -16,7 +17,8 @@ __all__ = ["curve_figures", "term_figures", "term_names"]
 _POINTS = 80
 """Points of a line over steps; more cannot be told apart in a figure."""
 _NO_TERMS = frozenset(
-    "event epoch step lr loss grad_norm bad_steps images_per_second loss_scale".split()
+    ("event", "epoch", "step", "lr", "loss", "grad_norm", "bad_steps", "images_per_second")
+    + ("loss_scale",)
 )
 _TAKES_LOG = 30.0
 """A chart whose values span more than this factor has a logarithmic axis."""
@@ -75,7 +77,7 @@ def _of_epochs(experiment: Experiment, *, key: str, title: str) -> Figure | None
 def _of_steps(experiment: Experiment, *, key: str, title: str) -> Figure | None:
     lines = [line for arm in experiment.arms if (line := _step_line(arm, key))]
     if key == "lr" and len({(line.x, line.y) for line in lines}) == 1:
-        lines = [_relabelled(lines[0], "every run" if len(lines) > 1 else lines[0].label)]
+        lines, title = [replace(lines[0], label="every run")], f"{title}, the same in every run"
     return _figure(lines, title, log=key in ("loss", "grad_norm"))
 
 
@@ -104,7 +106,9 @@ def _shares(arm: Arm, names: Sequence[str]) -> Figure | None:
         shares = [_mean(one.get(name) for one in by_epoch[epoch]) or 0.0 for epoch in epochs]
         x = tuple(epoch + 1.0 for epoch in epochs)
         lines.append(Line(name, names.index(name), x, tuple(shares)))
-    said = "; ".join(f"{line.label} {_percent(line.y[0])}, {_percent(line.y[-1])}" for line in lines)
+    said = "; ".join(
+        f"{line.label} {_percent(line.y[0])}, {_percent(line.y[-1])}" for line in lines
+    )
     return Figure(
         f"Shares of the gradient by term: {arm.label}",
         f"At the first and the last measurement: {said}.",
@@ -116,8 +120,8 @@ def _shares(arm: Arm, names: Sequence[str]) -> Figure | None:
 def _figure(
     lines: Sequence[Line], title: str, *, level: float | None = None, log: bool = False
 ) -> Figure | None:
-    if not lines:
-        return None
+    if all(len(line.x) < 2 for line in lines):
+        return None  # a single evaluation is in the headline
     values = [value for line in lines for value in line.y]
     wide = min(values) > 0 and max(values) > _TAKES_LOG * min(values)
     keys = [Key(line.label, line.number) for line in lines if not line.faint]
@@ -137,10 +141,6 @@ def _figure(
 
 def _span(line: Line) -> str:
     return f"{line.y[0]:.4g} to {line.y[-1]:.4g}"
-
-
-def _relabelled(line: Line, label: str) -> Line:
-    return Line(label, line.number, line.x, line.y, line.std)
 
 
 def _epoch_line(

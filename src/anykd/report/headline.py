@@ -1,6 +1,6 @@
 """The first thing a reader asks: what did distillation give, and what did the student save."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from shlex import quote
 from typing import Any
@@ -9,10 +9,15 @@ from anykd.units import amount, duration
 
 from .arms import Arm, Experiment, teachers_of
 from .figures.dots import Dots, dot_chart
-from .parts import Cell, Figure, Table
-from .seeds import Gain, spread
+from .figures.svg import TEACHER
+from .parts import Cell, Figure, Key, Table
+from .seeds import Gain, Spread, spread
 
-__all__ = ["Headline", "Tile", "headline"]
+__all__ = ["Headline", "Tile", "headline", "overview"]
+
+_WHAT = {"top1": "top-1", "agreement": "agreement with the teacher"}
+_FAR = 2.0
+"""A teacher farther away than so many times the width of all dots would press them together."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,27 @@ def headline(experiment: Experiment) -> Headline:
     )
 
 
+def overview(experiments: Sequence[Experiment], titles: Sequence[str]) -> Table:
+    """The best arm of each of several experiments, a row for each."""
+    rows = []
+    for experiment, title in zip(experiments, titles, strict=True):
+        best = _best(experiment)
+        score = best.spread(experiment.score) if best else None
+        teacher = next((t["name"] for run in experiment.runs for t in teachers_of(run)), "")
+        rows.append(
+            (
+                Cell(title),
+                Cell(teacher),
+                Cell(best.label if best else ""),
+                Cell(score.text() if score else "unfinished", tone="strong"),
+                Cell(str(score.n) if score else ""),
+                _gain_cell(experiment.gain(best)) if best else Cell(""),
+            )
+        )
+    columns = ("student", "teacher", "best method", "score, %", "n", "gain over control, points")
+    return Table("The best method of each student.", columns, tuple(rows))
+
+
 def _best(experiment: Experiment) -> Arm | None:
     """The arm with the highest mean among those that a teacher had a part in."""
     scored = [arm for arm in experiment.arms if arm.finished and arm.spread(experiment.score)]
@@ -70,18 +96,18 @@ def _best(experiment: Experiment) -> Arm | None:
 
 
 def _sentence(experiment: Experiment, best: Arm | None) -> str:
-    student, data = experiment.student, experiment.data
     if best is None:
         begun = max((len(run.epochs) for run in experiment.runs), default=0)
-        return f"{student} on {data}: no run has come to its end; {begun} evaluations so far."
+        return f"{experiment.student} on {experiment.data_name}: no run has come to its end; {begun} evaluations so far."
     score = best.spread(experiment.score)
     assert score is not None
-    what = "top-1" if experiment.score == "top1" else "agreement with the teacher"
-    reached = f"{score.text()} % {what} (n = {score.n})"
+    reached = f"{score.text()} % {_WHAT[experiment.score]} (n = {score.n})"
     gained = experiment.gain(best)
     if best.is_control:
-        return f"{student}, trained with labels alone on {data}, reaches {reached}."
-    said = f"{student}, taught by {best.label} on {data}, reaches {reached}"
+        return f"{experiment.student} on {experiment.data_name}, trained with labels alone, reaches {reached}."
+    taught = sum(not arm.is_control and bool(arm.finished) for arm in experiment.arms)
+    of = f", the best of {taught} ways," if taught > 1 else ""
+    said = f"{experiment.student} on {experiment.data_name}, taught with {best.label}{of or ','} reaches {reached}"
     return f"{said}: {_gain_in_words(gained)}." if gained else f"{said}."
 
 
@@ -90,9 +116,11 @@ def _gain_in_words(found: Gain) -> str:
     side = "above" if found.spread.mean >= 0 else "below"
     if not found.paired:
         return f"{points} points {side} the control, of other seeds, so not compared pair by pair"
-    if found.interval is None:
+    if found.spread.std is None:
         return f"{points} points {side} the control with one seed, which proves nothing yet"
-    std = f" ± {found.spread.std:.2f}" if found.spread.std is not None else ""
+    std = f" ± {found.spread.std:.2f}"
+    if found.interval is None:
+        return f"{points}{std} points {side} the control over 2 paired seeds, too few to be sure"
     sure = (
         "which is within the noise of the seeds"
         if found.within_noise
@@ -104,14 +132,23 @@ def _gain_in_words(found: Gain) -> str:
 def _tiles(experiment: Experiment, best: Arm | None) -> Iterator[Tile]:
     score = best.spread(experiment.score) if best else None
     if best is not None and score is not None:
-        label = "top-1" if experiment.score == "top1" else "agreement with the teacher"
-        yield Tile(f"{score.mean:.2f}", "%", f"{label}, {best.label}", _with_n(score.std, score.n))
+        yield Tile(
+            f"{score.mean:.2f}",
+            "%",
+            f"{_WHAT[experiment.score]}, {best.label}",
+            _with_n(score.std, score.n),
+        )
         gained = experiment.gain(best)
         if gained is not None:
             note = "paired" if gained.paired else "not paired"
-            verdict = {True: ", within noise", False: "", None: ""}[gained.within_noise]
+            verdict = ", within noise" if gained.within_noise else ""
             told = f"{_with_n(gained.spread.std, gained.spread.n)}, {note}{verdict}"
-            yield Tile(f"{gained.spread.mean:+.2f}", "points", "gain over the control", told)
+            yield Tile(
+                Spread(gained.spread.mean, None, 1).text("+.2f"),
+                "points",
+                "gain over the control",
+                told,
+            )
     student, teacher = _cost(experiment)
     for key, label, form in (
         ("parameters", "fewer parameters", amount),
@@ -156,8 +193,7 @@ def _known(models: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _table(experiment: Experiment) -> Table:
     score = experiment.score
-    name = "top-1, %" if score == "top1" else "agreement with the teacher, %"
-    columns = ["", name, "n", "gain, points", "agreement, %", "ECE", "seconds a run"]
+    columns = ["", f"{_WHAT[score]}, %", "n", "gain, points", "agreement, %", "ECE"]
     rows = [*_teacher_rows(experiment)]
     rows += [_arm_row(experiment, arm) for arm in experiment.arms]
     kept = [0, 1, 2, *(at for at in range(3, len(columns)) if any(row[at].text for row in rows))]
@@ -179,8 +215,8 @@ def _teacher_rows(experiment: Experiment) -> Iterator[tuple[Cell, ...]]:
         top1 = teacher.get("top1")
         shown = "" if top1 is None else f"{top1:.2f}"
         where = teacher.get("source", "")
-        note = where if where != teacher["name"] else ""
-        first = Cell(f"teacher {teacher['name']}", arm=-1, note=note)
+        named = [teacher["name"], *([where] if where not in ("", teacher["name"]) else [])]
+        first = Cell("teacher", arm=-1, note=", ".join(named))
         ece = spread(
             model.get("ece")
             for run in experiment.runs
@@ -188,7 +224,7 @@ def _teacher_rows(experiment: Experiment) -> Iterator[tuple[Cell, ...]]:
             if model["name"] == teacher["name"]
         )
         calibration = Cell(format(ece.mean, ".3f") if ece else "")
-        yield (first, Cell(shown), Cell(""), Cell(""), Cell(""), calibration, Cell(""))
+        yield (first, Cell(shown), Cell(""), Cell(""), Cell(""), calibration)
 
 
 def _arm_row(experiment: Experiment, arm: Arm) -> tuple[Cell, ...]:
@@ -205,7 +241,6 @@ def _arm_row(experiment: Experiment, arm: Arm) -> tuple[Cell, ...]:
     shown = Cell(score.text(), tone="strong") if score else Cell(_so_far(experiment, arm))
     agreement = spread(_agreement(run.summary, run.analysis) for run in arm.finished)
     ece = spread((run.analysis.get("student") or {}).get("ece") for run in arm.finished)
-    seconds = arm.spread("seconds")
     return (
         Cell(arm.label, arm=arm.number, note="; ".join(notes)),
         shown,
@@ -213,7 +248,6 @@ def _arm_row(experiment: Experiment, arm: Arm) -> tuple[Cell, ...]:
         _gain_cell(experiment.gain(arm)),
         Cell(agreement.text() if agreement else ""),
         Cell(ece.text(".3f") if ece else ""),
-        Cell(f"{seconds.mean:.0f}" if seconds else ""),
     )
 
 
@@ -237,8 +271,10 @@ def _gain_cell(found: Gain | None) -> Cell:
     shown = found.spread.text("+.2f")
     if not found.paired:
         return Cell(shown, note="no seed in common")
-    if found.interval is None:
+    if found.spread.std is None:
         return Cell(shown, note="one seed proves nothing")
+    if found.interval is None:
+        return Cell(shown, note="n = 2, too few to be sure")
     if found.within_noise:
         return Cell(shown, note=f"within noise, n = {found.spread.n}")
     return Cell(
@@ -264,13 +300,17 @@ def _figure(experiment: Experiment) -> Figure | None:
     if key != "top1":
         teacher = None
     told = "; ".join(f"{row.label} {row.mean:.2f} (n = {len(row.values)})" for row in rows)
-    above = f" The dotted line is the teacher, {teacher:.2f}." if teacher is not None else ""
-    what = "top-1" if key == "top1" else "agreement with the teacher"
-    return Figure(
-        f"Held-out {what} of every run, %",
-        f"Means: {told}.{above}",
-        dot_chart(rows, x="", control=level.mean if level else None, teacher=teacher),
-    )
+    above = f" The teacher: {teacher:.2f}." if teacher is not None else ""
+    title = f"Held-out {_WHAT[key]} of every run, %"
+    keys = [Key("mean of the control", 0)] if level else []
+    if teacher is not None:
+        every = [value for row in rows for value in row.values]
+        if abs(teacher - every[0]) > _FAR * (max(every) - min(every)):
+            title, teacher = f"{title} (the teacher's {teacher:.2f} lies outside)", None
+        else:
+            keys.append(Key("teacher", TEACHER))
+    chart = dot_chart(rows, control=level.mean if level else None, teacher=teacher)
+    return Figure(title, f"Means: {told}.{above}", chart, tuple(keys))
 
 
 def _hint(experiment: Experiment) -> tuple[str, str]:

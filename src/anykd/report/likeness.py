@@ -90,7 +90,9 @@ def rank_table(experiment: Experiment) -> Table | None:
     rows: list[tuple[str, int, list[dict[str, float]]]] = []
     for arm in experiment.arms:
         models = [run.analysis.get("student") or {} for run in arm.runs]
-        rows.append((arm.label, arm.number, [model.get("effective_rank") or {} for model in models]))
+        rows.append(
+            (arm.label, arm.number, [model.get("effective_rank") or {} for model in models])
+        )
     teachers: dict[str, dict[str, float]] = {}
     for run in experiment.runs:
         for model in run.analysis.get("teachers") or []:

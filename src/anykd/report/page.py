@@ -16,7 +16,7 @@ from .curves import curve_figures, term_figures
 from .examples import Budget, Examples, disagreements
 from .figures.svg import line_colour, line_dashes
 from .findings import Finding, plan_findings, signs
-from .headline import Headline, headline
+from .headline import Headline, headline, overview
 from .likeness import HeatMap, heat_maps, rank_table
 from .parts import Figure, Table
 from .record import RunRecord
@@ -69,7 +69,7 @@ class Chapter:
     @property
     def title(self) -> str:
         """Who was trained on what."""
-        return f"{self.experiment.student} on {self.experiment.data}"
+        return f"{self.experiment.student} on {self.experiment.data_name}"
 
 
 def render(runs: Sequence[RunRecord]) -> str:
@@ -91,9 +91,11 @@ def render(runs: Sequence[RunRecord]) -> str:
         undefined=StrictUndefined,
     )
     pages.globals |= {"colour": line_colour, "dashes": line_dashes}
+    pages.filters["signed"] = lambda number: f"{number:+.1f}".replace("-", "−")
     return pages.get_template("report.html").render(
         title=_title(chapters),
         chapters=chapters,
+        overview=overview([c.experiment for c in chapters], [c.title for c in chapters]),
         num_runs=len(runs),
         style=Markup((_FILES / "style.css").read_text(encoding="utf-8")),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

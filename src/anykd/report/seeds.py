@@ -14,6 +14,7 @@ _T95 = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+_FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Spread:
         Args:
             form: Of the mean, such as ``+.2f``.
         """
-        mean = format(self.mean, form)
+        mean = format(self.mean, form).replace("-", "−")
         return mean if self.std is None else f"{mean} ± {format(self.std, form.lstrip('+'))}"
 
 
@@ -48,7 +49,8 @@ class Gain:
         spread: Of the differences of pairs of one seed; where no seed is shared, the difference of
             the means, with ``n`` the fewer of the two.
         paired: Whether seeds are shared.
-        interval: Half of the 95 % confidence interval around the mean; None below two pairs.
+        interval: Half of the 95 % confidence interval around the mean; None below three pairs,
+            whose deviation is too uncertain to judge by: two may agree by chance.
     """
 
     spread: Spread
@@ -86,9 +88,9 @@ def gain(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Gain | N
         None where one of the two has no scores.
 
     Example:
-        >>> found = gain({0: 92.0, 1: 93.0}, {0: 90.0, 1: 91.5})
-        >>> found.spread.text("+.2f"), found.paired, found.within_noise
-        ('+1.75 ± 0.35', True, True)
+        >>> found = gain({0: 92.0, 1: 93.0, 2: 92.0}, {0: 90.0, 1: 91.5, 3: 90.0})
+        >>> found.spread.text("+.2f"), found.spread.n, found.within_noise
+        ('+1.75 ± 0.35', 2, None)
     """
     if not scores or not baseline:
         return None
@@ -100,7 +102,7 @@ def gain(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Gain | N
     found = spread(starmap(lambda own, other: own - other, pairs))
     if found is None:
         return None
-    if found.std is None:
+    if found.std is None or found.n < _FEWEST:
         return Gain(found, True, None)
     quantile = _T95[found.n - 2] if found.n - 2 < len(_T95) else 1.96
     return Gain(found, True, quantile * found.std / math.sqrt(found.n))

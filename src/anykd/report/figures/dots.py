@@ -7,7 +7,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .svg import INK, draw, line_style
+from .svg import INK, TEACHER, draw, line_style
 
 __all__ = ["Dots", "dot_chart"]
 
@@ -30,13 +30,12 @@ class Dots:
 
 
 def dot_chart(
-    rows: Sequence[Dots], *, x: str, control: float | None = None, teacher: float | None = None
+    rows: Sequence[Dots], *, control: float | None = None, teacher: float | None = None
 ) -> Markup:
     """Draw a line of dots for each arm.
 
     Args:
         rows: From top to bottom.
-        x: What is measured.
         control: The control's mean, a vertical line to compare with.
         teacher: The teacher's value, another one.
     """
@@ -54,10 +53,10 @@ def dot_chart(
                 markersize=6.5,
                 alpha=0.85,
             )
-        for value, number in ((control, 0), (teacher, -1)):
+        for value, number in ((control, 0), (teacher, TEACHER)):
             if value is not None:
                 style = line_style(number)
-                axes.axvline(value, color=style["color"], linewidth=1.2, dashes=(3, 2), zorder=0)
+                axes.axvline(value, color=style["color"], linewidth=1.4, dashes=(2, 2), zorder=0)
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -66,7 +65,7 @@ def dot_chart(
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
-    return draw(plot, width=6.4, height=0.75 + 0.3 * len(rows), xlabel=x)
+    return draw(plot, width=5.2, height=0.6 + 0.3 * len(rows))
 
 
 def _short(label: str) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from .svg import DASHES, MUTED, draw, line_style
+from .svg import DASHES, MUTED, TEACHER, draw, line_style
 
 __all__ = ["Line", "line_chart", "reliability_chart", "share_chart"]
 
@@ -64,10 +64,13 @@ def line_chart(
                 axes.fill_between(line.x, low, high, color=style["color"], alpha=0.16, linewidth=0)
             axes.plot(line.x, line.y, **style)
         if level is not None:
-            style = line_style(-1) | {"marker": ""}
-            axes.axhline(level, **style, linewidth=1.4)
+            style = line_style(TEACHER)
+            axes.axhline(level, color=style["color"], dashes=style["dashes"], linewidth=1.4)
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.margins(y=0.08)
             axes.yaxis.set_major_locator(MaxNLocator(5))

@@ -11,7 +11,18 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-__all__ = ["DASHES", "INK", "MUTED", "NUM_COLOURS", "TEACHER", "draw", "line_colour", "line_dashes", "line_style", "rename_ids"]
+__all__ = [
+    "DASHES",
+    "INK",
+    "MUTED",
+    "NUM_COLOURS",
+    "TEACHER",
+    "draw",
+    "line_colour",
+    "line_dashes",
+    "line_style",
+    "rename_ids",
+]
 
 NUM_COLOURS = 8
 """Colours of the page; further lines take them again with another dash."""
@@ -78,7 +89,10 @@ def line_colour(number: int) -> str:
     Args:
         number: Of the arm, from 0, or `TEACHER`.
     """
-    return "teacher" if number == TEACHER else f"line-{number % NUM_COLOURS}"
+    if number == TEACHER:
+        return "teacher"
+    # The grey of the first stays its own.
+    return f"line-{1 + (number - 1) % (NUM_COLOURS - 1) if number else 0}"
 
 
 def line_dashes(number: int) -> str:
@@ -92,7 +106,7 @@ def line_dashes(number: int) -> str:
 
 def _dash(number: int) -> tuple[float, ...]:
     """Neighbours differ, and so do the lines that share a colour."""
-    return DASHES[2] if number == TEACHER else DASHES[(number + number // NUM_COLOURS) % 4]
+    return DASHES[2] if number == TEACHER else DASHES[number % len(DASHES)]
 
 
 def draw(
@@ -106,9 +120,9 @@ def draw(
         height: As well.
         **axes: Properties of the axes, such as ``xlabel``.
     """
-    with rc_context(_STYLE):
-        drawing = Drawing(figsize=(width, height), layout="constrained")
-        drawing.get_layout_engine().set(w_pad=0.02, h_pad=0.02)  # pyright: ignore
+    with rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
+        drawing = Drawing(figsize=(width, height))
+        drawing.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02)
         plot(drawing.add_subplot(**axes))
         file = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
