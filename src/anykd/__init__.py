@@ -7,12 +7,14 @@ The library's doors, each imported when it is first used::
     anykd.losses                losses: tensors in, scalar out
     anykd.models                any model as four stages and a head
     anykd.methods               the papers' methods, for your own training loop
+    anykd.analysis              what two models have in common, and how good one is
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anykd import analysis as analysis
     from anykd import losses as losses
     from anykd import methods as methods
     from anykd import models as models
@@ -22,12 +24,22 @@ if TYPE_CHECKING:
     from anykd.experiment.request import plan as plan
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "Result", "__version__", "distill", "losses", "methods", "models", "plan"]
+__all__ = [
+    "Plan",
+    "Result",
+    "__version__",
+    "analysis",
+    "distill",
+    "losses",
+    "methods",
+    "models",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:
     # torch and timm take seconds to import; `anykd --help` must not wait for them.
-    if name in ("losses", "methods", "models"):
+    if name in ("analysis", "losses", "methods", "models"):
         return import_module(f"anykd.{name}")
     if name in ("Plan", "Result", "distill"):
         return getattr(import_module("anykd.experiment"), name)

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from anykd.analysis import AnalysisConfig
 from anykd.config import FrozenConfig, recipe_error
 from anykd.data import AugmentConfig, DataConfig
 from anykd.engine import TrainConfig
@@ -191,6 +192,8 @@ class Recipe(FrozenConfig):
     """How long, how fast and in which precision to train."""
     track: TrackConfig = TrackConfig()
     """Where the run's numbers go beside its own files."""
+    analysis: AnalysisConfig = AnalysisConfig()
+    """What is looked at when it is trained."""
 
     @property
     def method_tables(self) -> tuple[MethodTable, ...]:

@@ -27,6 +27,7 @@ from anykd.models import StagedModel, save_model
 from anykd.progress import Progress
 from anykd.rundir import RunDir, write_atomically
 
+from .analysis import analyze_after, analyze_before
 from .assemble import Parts
 from .history import History
 from .plan import Plan, kept_findings, plan_again, plan_first
@@ -86,6 +87,7 @@ class Running:
             self._write_beginning()
         self.directory.require_shared()
         self.history.teachers = score_teachers(self.parts)
+        analyze_before(self.parts, self.directory, self.progress)
         return self._train()
 
     def resume(self, *, brief: bool) -> Result:
@@ -147,6 +149,7 @@ class Running:
                 trainer.fit(listener)
             except BadStepsError as error:
                 raise self._with_record(error) from None
+        analyze_after(self.parts, self.directory, self.progress)
         kept = self._kept()
         summary = self._summary()
         if self.is_first:
