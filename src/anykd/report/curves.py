@@ -16,10 +16,10 @@ __all__ = ["curve_figures", "term_figures", "term_names"]
 
 _POINTS = 80
 """Points of a line over steps; more cannot be told apart in a figure."""
-_NO_TERMS = frozenset(
-    ("event", "epoch", "step", "lr", "loss", "grad_norm", "bad_steps", "images_per_second")
-    + ("loss_scale",)
-)
+_NO_TERMS = {
+    *("event", "epoch", "step", "lr", "loss", "grad_norm", "bad_steps"),
+    *("images_per_second", "loss_scale"),
+}
 _TAKES_LOG = 30.0
 """A chart whose values span more than this factor has a logarithmic axis."""
 

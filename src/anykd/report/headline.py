@@ -96,18 +96,19 @@ def _best(experiment: Experiment) -> Arm | None:
 
 
 def _sentence(experiment: Experiment, best: Arm | None) -> str:
+    who = f"{experiment.student} on {experiment.data_name}"
     if best is None:
         begun = max((len(run.epochs) for run in experiment.runs), default=0)
-        return f"{experiment.student} on {experiment.data_name}: no run has come to its end; {begun} evaluations so far."
+        return f"{who}: no run has come to its end; {begun} evaluations so far."
     score = best.spread(experiment.score)
     assert score is not None
     reached = f"{score.text()} % {_WHAT[experiment.score]} (n = {score.n})"
     gained = experiment.gain(best)
     if best.is_control:
-        return f"{experiment.student} on {experiment.data_name}, trained with labels alone, reaches {reached}."
+        return f"{who}, trained with labels alone, reaches {reached}."
     taught = sum(not arm.is_control and bool(arm.finished) for arm in experiment.arms)
     of = f", the best of {taught} ways," if taught > 1 else ""
-    said = f"{experiment.student} on {experiment.data_name}, taught with {best.label}{of or ','} reaches {reached}"
+    said = f"{who}, taught with {best.label}{of or ','} reaches {reached}"
     return f"{said}: {_gain_in_words(gained)}." if gained else f"{said}."
 
 
