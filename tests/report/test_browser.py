@@ -1,5 +1,6 @@
 """The page in a real browser."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -122,11 +123,13 @@ def test_names_stay_text(report, open_page):
     assert page.locator("script").count() == 0
     assert wrong == []
     assert EVIL in page.inner_text("h1")
-    assert EVIL in page.inner_text("#e1-classes ~ * >> nth=1") or EVIL in page.inner_text("main")
+    assert EVIL in page.inner_text("section[aria-labelledby=e1-classes]")
 
 
 def test_light_and_dark_differ(report, open_page):
-    light, dark = (open_page(report, scheme=scheme)[0].evaluate(COLOURS) for scheme in ("light", "dark"))
+    light, dark = (
+        open_page(report, scheme=scheme)[0].evaluate(COLOURS) for scheme in ("light", "dark")
+    )
     assert all(a != b for a, b in zip(light, dark, strict=True)), (light, dark)
 
 
@@ -145,15 +148,17 @@ def test_a_reader_without_eyes_is_told_everything(report, open_page):
     headings = page.evaluate(HEADINGS)
     assert headings[0] == 1
     assert headings.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(headings, headings[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(headings))
     assert page.locator("th:not([scope])").count() == 0
     assert page.locator("table:not(:has(caption))").count() == 0
 
 
-def test_several_students_stand_in_one_page(tmp_path, open_page):
-    for student in ("resnet18", "vit"):
-        for method in ("control", "kd"):
-            write_run(tmp_path / f"{student}_{method}", method=method, student=student)
+def test_a_large_comparison_of_two_students_fits_a_phone(tmp_path, open_page):
+    names = [f"a class with a rather long name, {number}" for number in range(300)]
+    for student, methods in (("resnet18", ("control", "kd")), ("vit", "abcdefghi")):
+        for method in methods:
+            path = tmp_path / f"{student}_{method}"
+            write_run(path, method=method, student=student, classes=names, epochs=3)
     path = build_report([tmp_path], tmp_path / "report.html")
     for width in WIDTHS:
         page, wrong = open_page(path, width=width)
@@ -161,13 +166,5 @@ def test_several_students_stand_in_one_page(tmp_path, open_page):
         assert not page.evaluate(IS_WIDER)
     assert page.inner_text("h1") == "2 students compared"
     headings = page.evaluate(HEADINGS)
-    assert all(after - before <= 1 for before, after in zip(headings, headings[1:], strict=False))
-
-
-def test_a_large_comparison_fits_a_phone(tmp_path, open_page):
-    names = [f"a class with a rather long name, {number}" for number in range(300)]
-    for method in ("control", "kd", "ofa", "fbt", "dkd", "dist", "rkd", "cc", "crd", "pat"):
-        write_run(tmp_path / method, method=method, classes=names)
-    page, wrong = open_page(build_report([tmp_path], tmp_path / "report.html"), width=390)
-    assert wrong == []
-    assert not page.evaluate(IS_WIDER)
+    assert headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(headings))

@@ -51,7 +51,7 @@ def test_an_interval_is_that_of_students_t(n):
     found = gain(own, dict.fromkeys(own, 0.0))
     low, high = stats.ttest_1samp(list(own.values()), 0).confidence_interval(0.95)
     assert found is not None
-    assert found.interval == pytest.approx((high - low) / 2, rel=0.03 if n > 31 else 1e-3)
+    assert found.interval == pytest.approx((high - low) / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

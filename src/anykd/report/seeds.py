@@ -104,5 +104,6 @@ def gain(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Gain | N
         return None
     if found.std is None or found.n < _FEWEST:
         return Gain(found, True, None)
-    quantile = _T95[found.n - 2] if found.n - 2 < len(_T95) else 1.96
+    freedom = found.n - 1
+    quantile = _T95[freedom - 1] if freedom <= len(_T95) else 1.96 + 2.4 / freedom
     return Gain(found, True, quantile * found.std / math.sqrt(found.n))
