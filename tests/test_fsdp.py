@@ -23,6 +23,7 @@ def sharded(tmp_path_factory) -> Path:
     done = distill_on_two_ranks(folder / "run", teacher, "fbt", *SETS, epochs=1)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
+    assert "failed" not in done.stderr
     return folder / "run"
 
 
@@ -43,3 +44,12 @@ class TestShardedRun:
     def test_saves_the_student_that_it_scored(self, sharded):
         found = json.loads((sharded / "summary.json").read_text())
         assert f"loss {found['loss']:.4f}  9 images" in anykd("evaluate", sharded).out
+
+    def test_is_analysed_once_on_all_images(self, sharded):
+        found = json.loads((sharded / "analysis" / "analysis.json").read_text())
+        said = json.loads((sharded / "summary.json").read_text())
+        assert found["num_samples"] == 9
+        assert found["student"]["top1"] == pytest.approx(said["top1"])
+        assert found["student"]["nll"] == pytest.approx(said["loss"], rel=1e-4)
+        assert found["cka"][0]["before"] != found["cka"][0]["after"]
+        assert found["cost"]["student"]["parameters"] == said["parameters"]

@@ -16,6 +16,7 @@ import typer
 from anykd import __version__
 from anykd.errors import AnykdError, StoppedError
 
+from .analyze import analyze
 from .cache import app as cache_app
 from .options import (
     BatchSize,
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 app.add_typer(cache_app, name="cache")
 app.command()(report)
+app.command()(analyze)
 
 
 def _version(value: bool) -> bool:

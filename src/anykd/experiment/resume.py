@@ -16,6 +16,7 @@ _FREE = frozenset(
         "data.decoded",
         *("train.device", "train.fsdp", "teacher.fsdp", "train.grad_checkpointing"),
         *("train.checkpoint_every", "train.max_bad_steps", "train.log_every"),
+        *("analysis.num_samples", "analysis.num_examples"),
     )
 )
 """Settings that decide where and how a run is computed, and not what comes of it."""

@@ -308,6 +308,7 @@ def teacher_recipe(recipe: Recipe, number: int) -> Recipe:
         "data": recipe.data.model_dump(exclude_none=True),
         "augment": recipe.augment.model_dump(exclude_none=True),
         "train": {key: value for key, value in train.items() if value is not None},
+        "analysis": recipe.analysis.model_dump(),
     }
     if recipe.image_size is not None and not Path(config.name).is_dir():
         values["image_size"] = recipe.image_size

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from anykd.analysis import MinibatchCKA, effective_rank
 from anykd.engine import autocast
-from anykd.models import FrozenTeacher, StagedModel
+from anykd.models import StagedModel
 from anykd.models.probe import evaluating
 from anykd.types import Batch, Features
 
 from .images import ModelView
 
-__all__ = ["LAYERS", "Collected", "Subject", "collect", "layers_of"]
+__all__ = ["CKA_SAMPLES", "LAYERS", "Collected", "Subject", "collect", "layers_of"]
 
 LAYERS = ("stage 1", "stage 2", "stage 3", "stage 4", "pooled")
 """What is compared of every model."""
@@ -42,18 +42,6 @@ class Subject:
     see: Callable[[Tensor], Features]
     view: ModelView
     knows_classes: bool = True
-
-    @classmethod
-    def of(
-        cls,
-        model: StagedModel | FrozenTeacher,
-        *,
-        crop_pct: float | None = None,
-        knows_classes: bool = True,
-    ) -> "Subject":
-        """Look at a student or a teacher on images of its own size."""
-        staged = model.model if isinstance(model, FrozenTeacher) else model
-        return cls(staged, model, ModelView(model.image_size, crop_pct), knows_classes)
 
 
 @dataclass(frozen=True)

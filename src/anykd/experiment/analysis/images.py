@@ -64,9 +64,13 @@ class Shown:
             yield [of_view[view] for view in views]
 
     def batch_size(self, num_ranks: int) -> int:
-        """Images that are surely not too many for the memory: no more than training has."""
+        """Images that are not too many for the memory: training, which keeps more, says of what.
+
+        Args:
+            num_ranks: Processes that share the images of a training step.
+        """
         train = self.recipe.train
-        return max(_LEAST, min(_BATCH, train.batch_size // (train.grad_accum * num_ranks)))
+        return max(_LEAST, min(_BATCH, 4 * train.batch_size // (train.grad_accum * num_ranks)))
 
     def _loader(self, view: ModelView, batch_size: int) -> EvalLoader:
         augment = self.recipe.augment

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from anykd.rundir import RunDir, write_atomically
 from .collect import CKA_SAMPLES, LAYERS, Collected, Subject, collect
 from .cost import image_cost
 from .examples import choose_examples, write_examples
-from .images import Shown
+from .images import ModelView, Shown
 from .scores import score
 
 __all__ = ["analyze_after", "analyze_before"]
@@ -100,18 +101,18 @@ def _collect(parts: Parts, num_samples: int) -> Collected:
 def _subjects(parts: Parts) -> list[Subject]:
     """The student, and behind it the teachers."""
     student, labelled = kept_student(parts), parts.data.val.labels is not None
-    found = [
-        Subject.of(
-            student,
-            crop_pct=parts.recipe.student.crop_pct,
-            knows_classes=measure(parts) is not None and student.num_classes > 0,
-        )
-    ]
     num_classes = parts.data.num_classes if labelled else student.num_classes
+    own = ModelView(student.image_size, parts.recipe.student.crop_pct)
+    # Without labels all see the same, as where the run is scored.
+    same = None if labelled else replace(own, image_size=parts.image_size)
+    knows = measure(parts) is not None and 0 < student.num_classes == num_classes
+    found = [Subject(student, student, same or own, knows)]
     # The control arm leaves the recipe's teachers alone.
     for built, config in zip(parts.built, parts.recipe.teachers, strict=False):
-        knows = built.has_learnt and 0 < built.model.num_classes == num_classes
-        found.append(Subject.of(built.model, crop_pct=config.crop_pct, knows_classes=knows))
+        teacher = built.model
+        own = ModelView(teacher.image_size, config.crop_pct)
+        knows = built.has_learnt and 0 < teacher.num_classes == num_classes
+        found.append(Subject(teacher.model, teacher, same or own, knows))
     return found
 
 
