@@ -11,6 +11,9 @@ from .seeds import spread
 
 __all__ = ["calibration_figure", "calibration_table"]
 
+_FEWEST_IMAGES = 10
+"""A bin of fewer images says nothing about how often a model is right."""
+
 Model = dict[str, Any]
 Named = list[tuple[str, int, list[Model]]]
 
@@ -47,7 +50,7 @@ def calibration_figure(experiment: Experiment) -> Figure | None:
         for line in lines
     ]
     return Figure(
-        "Accuracy over confidence",
+        f"Accuracy over confidence, where at least {_FEWEST_IMAGES} images are",
         f"On the dotted diagonal a model is as often right as it is sure. {'; '.join(told)}.",
         reliability_chart(lines),
         tuple(Key(line.label, line.number) for line in lines),
@@ -60,7 +63,7 @@ def _points(models: Iterable[list[dict[str, float | None]]]) -> list[tuple[float
     for bins in zip(*(bins for bins in models if bins), strict=False):
         full = [(b["count"], b["confidence"], b["accuracy"]) for b in bins if b["count"]]
         total = sum(count for count, _, _ in full if count)
-        if total:
+        if total >= _FEWEST_IMAGES:
             confidence = sum(n * c for n, c, _ in full if n and c is not None) / total
             accuracy = sum(n * a for n, _, a in full if n and a is not None) / total
             points.append((confidence, accuracy))
