@@ -5,10 +5,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check fix clean
+.PHONY: help setup browser demo test soak check fix clean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
 setup: $(INSTALLED)  ## build .venv with everything in it; does nothing where it is up to date
 
@@ -25,6 +25,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing anykd. PyTorch is some gigabytes on Linux: allow a few minutes the first time."
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(INSTALLED)
+
+# Debian and Ubuntu call it chromium or chromium-browser. It is there for tests of reports alone,
+# so where it cannot be had this says so and goes on: those tests skip.
+browser:  ## install Chromium, in which tests open reports, where apt-get and root can be had
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  command -v $$name && exit 0; done; \
+	if [ "$$(id -u)" = 0 ]; then as=; else as='sudo -n'; fi; \
+	{ $$as apt-get update -q && { $$as apt-get install -qy --no-install-recommends chromium || \
+	  $$as apt-get install -qy --no-install-recommends chromium-browser; }; } || \
+	echo "Chromium could not be installed: the tests that open reports in it skip"
 
 demo: setup  ## distil a small teacher into a small student, end to end
 	$(BIN)/anykd demo

@@ -13,7 +13,10 @@ from anykd.methods import METHODS
 from tests.experiment.runs import CNN, DATA, anykd, short, train_vit
 
 CONSOLE_SCRIPT = Path(sys.executable).parent / "anykd"
-COMMANDS = ("demo", "distill", "plan", "train", "evaluate", "cache", "models", "methods")
+COMMANDS = (
+    *("demo", "distill", "plan", "train", "evaluate", "cache", "models", "methods"),
+    "report",
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ class TestHelp:
             "from anykd.cli import main\n"
             "try: main()\n"
             "except SystemExit: pass\n"
-            "assert not {'torch', 'timm', 'numpy'} & set(sys.modules)\n"
+            "assert not {'torch', 'timm', 'numpy', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
             "print(time.process_time(), file=sys.stderr)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -9,6 +9,7 @@ from typing import Any
 from anykd.errors import CheckpointError
 from anykd.experiment import load_recipe, run
 from anykd.progress import Progress
+from anykd.report import build_report
 from anykd.rundir import RunDir
 
 __all__ = ["run_demo"]
@@ -27,7 +28,7 @@ class _Row:
 
 
 def run_demo(out: Path, *, num_seeds: int = 3) -> str:
-    """Train the demo's teacher and every arm, and put the numbers into a table.
+    """Train the demo's teacher and every arm, and put the numbers into a table and a report.
 
     What is finished in ``out`` is not trained again; what was interrupted goes on.
 
@@ -36,7 +37,7 @@ def run_demo(out: Path, *, num_seeds: int = 3) -> str:
         num_seeds: How often each arm is trained.
 
     Returns:
-        The table, and how to read it.
+        The table, how to read it, and in the last line where the report is.
 
     Raises:
         CheckpointError: If ``out`` holds runs of other recipes.
@@ -58,7 +59,11 @@ def run_demo(out: Path, *, num_seeds: int = 3) -> str:
             found[arm].append(_finished(arm, out / f"{arm}_seed{seed}", overrides))
     rows = [_Row("teacher", [teacher["top1"]], teacher["seconds"], str(teacher_path))]
     rows += _arm_rows(found, out)
-    return "\n".join(_table(rows)) + "\n\n" + _reading(found)
+    paths = [teacher_path] + [
+        out / f"{arm}_seed{seed}" for seed in range(num_seeds) for arm in _ARMS
+    ]
+    report = build_report(paths, out / "report.html")
+    return "\n".join(_table(rows)) + f"\n\n{_reading(found)}\n\nThe report is\n{report}"
 
 
 def _finished(name: str, path: Path, overrides: list[str]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from .options import (
     is_first,
     print_once,
 )
+from .report import report
 
 __all__ = ["app", "main"]
 
@@ -49,6 +50,7 @@ app = typer.Typer(
     help="Distil any vision teacher into any vision student: CNN, transformer, MLP or hybrid.",
 )
 app.add_typer(cache_app, name="cache")
+app.command()(report)
 app.command()(analyze)
 
 
