@@ -17,6 +17,7 @@ from anykd import __version__
 from anykd.errors import AnykdError, StoppedError
 
 from .cache import app as cache_app
+from .export import export
 from .options import (
     BatchSize,
     Data,
@@ -48,6 +49,7 @@ app = typer.Typer(
     help="Distil any vision teacher into any vision student: CNN, transformer, MLP or hybrid.",
 )
 app.add_typer(cache_app, name="cache")
+app.command()(export)
 
 
 def _version(value: bool) -> bool:
