@@ -138,9 +138,13 @@ def export_student(
         write_atomically(path, write)
         done = replace(made[0], path=path)
         text = json.dumps(done.to_dict(), indent=2) + "\n"
-        write_atomically(done.report, partial(Path.write_text, data=text, encoding="utf-8"))
+        write_atomically(done.report, partial(_write_text, text))
         found.append(done)
     return tuple(found)
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)

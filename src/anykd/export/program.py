@@ -22,6 +22,8 @@ class Program(nn.Module):
     """
 
     model: Any
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, student: StagedModel, signature: Signature) -> None:
         super().__init__()

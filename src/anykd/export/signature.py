@@ -1,4 +1,4 @@
-"""What an exported file takes and gives: the same words in its metadata and in the JSON beside it."""
+"""What an exported file takes and gives, as its metadata and the JSON beside it have it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
