@@ -22,6 +22,7 @@ from anykd.data import AugmentConfig, DataConfig
 from anykd.engine import TrainConfig
 from anykd.errors import RecipeError, nearest
 from anykd.methods import MethodTable, complete_tables, method_class, read_tables
+from anykd.track import TrackConfig
 
 __all__ = ["ModelConfig", "Recipe", "TeacherConfig", "apply_overrides", "find_key", "read_toml"]
 
@@ -188,6 +189,8 @@ class Recipe(FrozenConfig):
     """How images are varied in training."""
     train: TrainConfig = TrainConfig()
     """How long, how fast and in which precision to train."""
+    track: TrackConfig = TrackConfig()
+    """Where the run's numbers go beside its own files."""
 
     @property
     def method_tables(self) -> tuple[MethodTable, ...]:

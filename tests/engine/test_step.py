@@ -126,7 +126,7 @@ class TestBehind:
         found = []
         for behind in (0, 2, 5):
             running = ill_trainer(how, {2, 3, 5, 7}, optimizer=optimizer, checkpoint_every=1)
-            running.behind = behind
+            running.in_flight.behind = behind
             logged, words, kept = [], [], []
             running.fit(
                 Listener(
@@ -149,7 +149,7 @@ class TestBehind:
     def test_stops_after_too_many_in_a_row_and_no_later_than_that(self):
         running = ill_trainer("loss", set(range(2, 99)), epochs=9, max_bad_steps=4, log_every=99)
         running.loader.steps_per_epoch = 20  # pyright: ignore[reportAttributeAccessIssue]
-        running.behind = 2
+        running.in_flight.behind = 2
         steps = []
         with pytest.raises(BadStepsError, match="epoch 1, step 6"):
             running.fit(Listener(step=lambda epoch, step: steps.append(step)))
@@ -158,7 +158,7 @@ class TestBehind:
     def test_a_request_to_stop_is_heard_soon_and_nothing_is_lost(self):
         running = ill_trainer("loss", {1}, epochs=9, log_every=99)
         running.loader.steps_per_epoch = 20  # pyright: ignore[reportAttributeAccessIssue]
-        running.behind = 2
+        running.in_flight.behind = 2
         asked, kept = iter([False] * 4 + [True] * 99), []
 
         def stopped() -> None:

@@ -59,6 +59,7 @@ def config(**options: Any) -> TrainConfig:
         "precision": "float32",
         "log_every": 1,
         "warmup_epochs": 0,
+        "diagnoses": 0,
     }
     return TrainConfig(**(defaults | options))
 

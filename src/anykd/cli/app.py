@@ -39,6 +39,7 @@ from .options import (
     is_first,
     print_once,
 )
+from .report import report
 
 __all__ = ["app", "main"]
 
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 app.add_typer(cache_app, name="cache")
 app.command()(export)
+app.command()(report)
 
 
 def _version(value: bool) -> bool:

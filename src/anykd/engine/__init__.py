@@ -4,8 +4,10 @@ from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import newest_checkpoint as newest_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .config import TrainConfig as TrainConfig
+from .diagnosis import Stopwatch as Stopwatch
 from .evaluate import Scores as Scores
 from .evaluate import evaluate as evaluate
+from .in_flight import BadStepsError as BadStepsError
 from .launch import begun_before_restart as begun_before_restart
 from .launch import launched as launched
 from .launch import note_begun as note_begun
@@ -17,6 +19,5 @@ from .precision import precision_name as precision_name
 from .scaling import LossScale as LossScale
 from .signals import StopSignals as StopSignals
 from .step import Stepper as Stepper
-from .trainer import BadStepsError as BadStepsError
 from .trainer import Listener as Listener
 from .trainer import Trainer as Trainer

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import (
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -79,6 +80,12 @@ class TrainConfig(FrozenConfig):
     """Where to compute: auto takes this rank's GPU where there is one, otherwise the processor."""
     log_every: PositiveInt = 50
     """Optimiser steps between two lines of the metrics."""
+    diagnoses: NonNegativeInt = 10
+    """How often over a run a step is looked at closely, spread evenly over its epochs with the
+    first and the last: what each term of the loss weighs in the student's gradient, and the
+    teachers' share of the time. Such a step takes longer, by a backward pass for each term, and a
+    copy of the student's gradient more memory; what it trains is the same to the bit. 0 never
+    looks. With ``compile`` or ``fsdp`` it cannot be done, and is left out."""
     checkpoint_every: PositiveInt | None = None
     """Optimiser steps between two checkpoints within an epoch; there is always one at its end."""
     max_bad_steps: PositiveInt = 10

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from anykd.distributed import from_each_rank, rank, sum_over_ranks, unequal, world_size
-from anykd.types import Batch, StepOutput
+from anykd.types import Batch, StepOutput, Terms
 
 from .parallel import Parallel, clip_gradients, local
 from .randomness import seed_everything
@@ -149,6 +149,7 @@ class Stepper:
         key: tuple[int, ...],
         even: bool = True,
         stop: Callable[[], bool] = lambda: False,
+        see: Callable[[Terms, float, float], None] | None = None,
     ) -> Step:
         """Run the parts of a batch forward and backward, and move the parameters.
 
@@ -157,6 +158,8 @@ class Stepper:
             key: Decides what the module draws at random, with the part and the rank.
             even: Whether all ranks have equally many images.
             stop: Asked whether to stop after this step; all ranks hear of it.
+            see: Called between forward and backward pass of the first part, with its terms, this
+                rank's part of its images, and the factor on the loss.
         """
         before = [_joined(buffers) for buffers in self._buffers]
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,6 +176,8 @@ class Stepper:
                 with self.precision():
                     output: StepOutput = self.parallel(part)
                     loss = output.loss
+                if see is not None and number == 0:
+                    see(output.terms, len(part) / sum(sizes[0]), self.scale.value)
                 share = len(part) / sum(counts)
                 # Ranks average their gradients, so each multiplies by their number first.
                 (loss * (share * world_size() * self.scale.value)).backward()

@@ -1,9 +1,8 @@
 """The loop: it trains any module that turns a `Batch` into a `StepOutput`."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -12,22 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from anykd.distributed import world_size
-from anykd.errors import CheckpointError, DataError, RecipeError
+from anykd.errors import CheckpointError, RecipeError
 from anykd.models.sharding import filled, outline, shard
 from anykd.types import Batch
 
 from .checkpoint import Checkpoint
 from .config import TrainConfig
+from .diagnosis import Diagnosis, Watch, diagnosed_epochs
+from .in_flight import StepsInFlight
 from .memory import out_of_memory_in_words
 from .optim import Average, build_optimizer, learning_rate
 from .optimizer_state import pack_optimizer, unpack_optimizer
 from .parallel import Parallel, keep_apart
 from .precision import autocast, choose_dtype
-from .readings import Reading, steps_behind
+from .readings import steps_behind
 from .scaling import LossScale
-from .step import BadStep, Step, Stepper
+from .step import Step, Stepper
 
-__all__ = ["BadStepsError", "Listener", "TrainLoader", "Trainer"]
+__all__ = ["Listener", "TrainLoader", "Trainer"]
 
 
 @runtime_checkable
@@ -53,18 +54,6 @@ class TrainLoader(Protocol):
         ...
 
 
-class BadStepsError(DataError):
-    """Too many steps in a row had no finite loss and gradient.
-
-    Attributes:
-        record: Plain values for a look: the position, the terms, the images.
-    """
-
-    def __init__(self, message: str, hint: str, record: dict[str, Any]) -> None:
-        super().__init__(message, hint)
-        self.record = record
-
-
 @dataclass
 class Listener:
     """What to do as training goes on; each does nothing unless given.
@@ -79,6 +68,7 @@ class Listener:
         epoch: Called with the trainer after that, that is with ``epochs_done`` counted up.
         stop: Asked after every step whether to stop there.
         stopped: Called instead of going on; it raises.
+        watch: Stands around each step that is diagnosed, and times what is done apart in it.
     """
 
     step: Callable[[int, int], None] = field(default=lambda epoch, step: None)
@@ -89,6 +79,7 @@ class Listener:
     epoch: Callable[["Trainer"], None] = field(default=lambda trainer: None)
     stop: Callable[[], bool] = field(default=lambda: False)
     stopped: Callable[[], None] = field(default=lambda: None)
+    watch: Watch = field(default=lambda stopwatch: nullcontext())
 
 
 class Trainer:
@@ -106,7 +97,7 @@ class Trainer:
     Attributes:
         epochs_done: Epochs trained so far.
         steps_done: Optimiser steps of the present epoch.
-        bad_steps: Steps that were skipped because the loss or a gradient was not finite.
+        in_flight: The last steps, and the count of those that were skipped.
         ema: The average of the weights, or None.
     """
 
@@ -148,14 +139,21 @@ class Trainer:
             clip_grad=config.clip_grad,
         )
         self.epochs_done, self.steps_done = 0, 0
-        self.bad_steps, self.bad_in_a_row = 0, 0
-        self.behind = steps_behind(device)
-        self._taken: deque[_Taken] = deque()
+        self.in_flight = StepsInFlight(
+            self.stepper, behind=steps_behind(device), max_bad_steps=config.max_bad_steps
+        )
+        can_look = not (config.compile or shards)
+        self._diagnosed = diagnosed_epochs(config.epochs, config.diagnoses if can_look else 0)
 
     def kept(self) -> nn.Module:
         """What is to be saved: ``averaged``, or its average, whole on each rank. A collective."""
         kept = self.averaged if self.ema is None else self.ema.module
         return kept if self._outline is None else filled(self._outline, kept)
+
+    @property
+    def bad_steps(self) -> int:
+        """Steps that were skipped because the loss or a gradient was not finite."""
+        return self.in_flight.bad_steps
 
     @property
     def all_steps_done(self) -> int:
@@ -185,20 +183,26 @@ class Trainer:
         first = self.steps_done
         for step, batch in enumerate(self.loader.batches(epoch, skip=first), start=first):
             lr = self._set_lr(epoch, step)
-            taken = self.stepper.take(
-                batch.to(self.device, memory_format=self.layout),
-                key=(self.seed, epoch, step),
-                even=self.loader.is_even(step),
-                stop=listener.stop,
-            )
+            batch = batch.to(self.device, memory_format=self.layout)
+            diagnosis = self._diagnosis(epoch, step, listener.watch)
+            with nullcontext() if diagnosis is None else diagnosis.around():
+                taken = self.stepper.take(
+                    batch,
+                    key=(self.seed, epoch, step),
+                    even=self.loader.is_even(step),
+                    stop=listener.stop,
+                    see=None if diagnosis is None else diagnosis.see,
+                )
             self.steps_done, since = step + 1, since + 1
             if self.ema is not None:
                 self.ema.update(self.averaged, step=self.all_steps_done, moved=taken.moved)
-            self._taken.append(_Taken(epoch, step, taken, Reading(taken.report)))
-            stops = self._look_back(listener, self.behind)
+            self.in_flight.add(epoch, step, taken)
+            stops = self.in_flight.look_back(listener.warn, at_all=False)
             listener.step(epoch, step)
+            if diagnosis is not None:
+                listener.log({"event": "diagnosis", "epoch": epoch, "step": step} | diagnosis.found())
             if step % every == 0 or step == steps - 1:
-                stops |= self._look_back(listener)
+                stops |= self.in_flight.look_back(listener.warn, at_all=True)
                 now = time.perf_counter()
                 speed = self.config.batch_size * since / (now - clock)
                 listener.log(
@@ -209,13 +213,20 @@ class Trainer:
                 )
                 clock, since = now, 0
             if stops:
-                self._look_back(listener)
+                self.in_flight.look_back(listener.warn, at_all=True)
                 listener.checkpoint(self)
                 listener.stopped()
             elif self._is_due(step):
-                self._look_back(listener)
+                self.in_flight.look_back(listener.warn, at_all=True)
                 listener.checkpoint(self)
         assert self.steps_done == steps, "the loader gave fewer batches than it promised"
+
+    def _diagnosis(self, epoch: int, step: int, watch: Watch) -> Diagnosis | None:
+        """A look at the step in the middle of some epochs."""
+        if epoch not in self._diagnosed or step != self.loader.steps_per_epoch // 2:
+            return None
+        parameters = [p for p in self.averaged.parameters() if p.requires_grad]
+        return Diagnosis(parameters, device=self.device, watch=watch)
 
     def _is_due(self, step: int) -> bool:
         every = self.config.checkpoint_every
@@ -236,49 +247,6 @@ class Trainer:
         scale = {"loss_scale": self.scale.value} if self.scale.enabled else {}
         return {"grad_norm": taken.grad_norm, "bad_steps": self.bad_steps} | scale
 
-    def _look_back(self, listener: Listener, behind: int = 0) -> bool:
-        """Learn what came of the steps that were taken, but for the last few of them.
-
-        All ranks look at the same steps at the same time, and see the same.
-
-        Returns:
-            Whether a rank asked to stop.
-        """
-        stops = False
-        while len(self._taken) > behind:
-            one = self._taken.popleft()
-            outcome = self.stepper.outcome(one.step, one.reading.get())
-            stops |= outcome.stop
-            if outcome.bad is not None:
-                self._skipped(one, outcome.bad, listener)
-            elif not outcome.overflowed:
-                self.bad_in_a_row = 0
-        return stops
-
-    def _skipped(self, taken: "_Taken", bad: BadStep, listener: Listener) -> None:
-        """Count a step without finite loss or gradient, and stop after too many in a row."""
-        where = f"epoch {taken.epoch + 1}, step {taken.number + 1}"
-        self.bad_steps += 1
-        self.bad_in_a_row += 1
-        if self.bad_in_a_row == 1:
-            listener.warn(f"{where} was skipped: {bad.named}")
-        if self.bad_in_a_row < self.config.max_bad_steps:
-            return
-        raise BadStepsError(
-            f"{self.bad_in_a_row} steps in a row had no finite loss and gradient; in {where} "
-            f"{bad.named}",
-            hint="lower train.peak_lr, set train.clip_grad = 5, or train.precision = 'float32'",
-            record={
-                "epoch": taken.epoch,
-                "step": taken.number,
-                "terms": [{name: repr(value) for name, value in t.items()} for t in bad.terms],
-                "parameters": bad.parameters,
-                "indices": bad.indices,
-                "bad_steps": self.bad_steps,
-                "loss_scale": taken.step.scale,
-            },
-        )
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that changes while training: the tensors, and plain values."""
         tensors = {f"module.{name}": value for name, value in self.module.state_dict().items()}
@@ -290,7 +258,7 @@ class Trainer:
             "steps_done": self.steps_done,
             "steps_per_epoch": self.loader.steps_per_epoch,
             "bad_steps": self.bad_steps,
-            "bad_in_a_row": self.bad_in_a_row,
+            "bad_in_a_row": self.in_flight.bad_in_a_row,
             "loss_scale": [self.scale.value, self.scale.good_steps],
             "loader": self.loader.state_dict(),
             "optimizer": pack_optimizer(self.optimizer, self.module, tensors),
@@ -322,19 +290,10 @@ class Trainer:
         checkpoint.read_into(tensors)
         restore()
         self.epochs_done, self.steps_done = plain["epochs_done"], plain["steps_done"]
-        self.bad_steps, self.bad_in_a_row = plain["bad_steps"], plain["bad_in_a_row"]
+        self.in_flight.bad_steps = plain["bad_steps"]
+        self.in_flight.bad_in_a_row = plain["bad_in_a_row"]
         self.scale.value, self.scale.good_steps = plain["loss_scale"]
         self.loader.load_state_dict(plain["loader"])
-
-
-@dataclass(frozen=True)
-class _Taken:
-    """A step whose outcome the host does not know yet."""
-
-    epoch: int
-    number: int
-    step: Step
-    reading: Reading
 
 
 def _require_same(

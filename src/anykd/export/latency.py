@@ -12,7 +12,7 @@ __all__ = ["Latency", "measure_latency"]
 
 _ROUNDS = (5, 50)
 """Fewest and most measurements of each."""
-_SECONDS = 2.0
+_SECONDS = 1.0
 """After so many no further round is begun."""
 
 

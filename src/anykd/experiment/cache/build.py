@@ -20,7 +20,6 @@ from anykd.engine import StopSignals, launched
 from anykd.environment import describe_environment
 from anykd.errors import CacheError, RecipeError, StoppedError
 from anykd.experiment.apart import require_apart
-from anykd.experiment.plan.units import duration, size
 from anykd.experiment.teacher_head import save_head
 from anykd.experiment.teachers import Heads
 from anykd.files import expanded, write_atomically
@@ -28,6 +27,7 @@ from anykd.progress import Progress
 from anykd.recipe import Recipe
 from anykd.rundir import RunDir
 from anykd.types import Batch
+from anykd.units import duration, size
 
 from .source import CacheSource, open_source
 

@@ -1,8 +1,8 @@
 """A cache as a person reads it."""
 
 from anykd.data.cache import Cache, Manifest
-from anykd.experiment.plan.units import duration, size
 from anykd.methods import METHODS
+from anykd.units import duration, size
 
 __all__ = ["describe_cache"]
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from .units import amount, duration, percent, size
+from anykd.units import amount, duration, percent, size
 
 if TYPE_CHECKING:
     from .plan import Plan

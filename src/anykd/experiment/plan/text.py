@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from anykd.methods.joins import Join
+from anykd.units import amount, shape
 
 from .facts import facts_table
 from .finding import Finding
 from .models import ModelFacts
-from .units import amount, shape
 
 if TYPE_CHECKING:
     from .plan import Plan
