@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from anykd.errors import CheckpointError, ModelError, RecipeError, first_line, nearest
+from anykd.files import make_folder, write_atomically, written
 from anykd.models import StagedModel
-from anykd.rundir import write_atomically
 
 from .card import CardFacts, model_card
 from .exported import Exported
@@ -52,7 +53,7 @@ class Samples:
 
     held_out: Pixels
     labels: Int[Tensor, " images"] | None
-    training: Pixels
+    training: UInt8[Tensor, "training_images 3 height width_px"]
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,19 @@ def export_student(
     """
     logits = _logits(source.student, samples.held_out)
     found = []
-    for target in _targets(source, out, formats, samples, takes_bytes=takes_bytes, int8=int8):
-        made: list[Exported] = []
-
-        def write(new: Path, target: _Target = target, made: list[Exported] = made) -> None:
-            target.write(new)
-            made.append(_checked(target, new, source, samples, logits))
-
-        path = out / target.file
-        write_atomically(path, write)
-        done = replace(made[0], path=path)
-        text = json.dumps(done.to_dict(), indent=2) + "\n"
-        write_atomically(done.report, partial(_write_text, text))
-        found.append(done)
+    with written(out):
+        folders = make_folder(out)
+    try:
+        targets = _targets(source, out, formats, samples, takes_bytes=takes_bytes, int8=int8)
+        for target in targets:
+            done = _write(target, out / target.file, source, samples, logits)
+            text = json.dumps(done.to_dict(), indent=2) + "\n"
+            write_atomically(done.report, partial(_write_text, text))
+            found.append(done)
+    finally:
+        for folder in reversed(folders):
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
     return tuple(found)
 
 
@@ -202,6 +203,20 @@ def _require_replaceable(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} is there, and is no exported student", hint="give another folder: --out DIR"
         )
+
+
+def _write(
+    target: _Target, path: Path, source: Source, samples: Samples, logits: Tensor
+) -> Exported:
+    """Write a file under another name, and put it in place once it has been checked."""
+    made: list[Exported] = []
+
+    def write(new: Path) -> None:
+        target.write(new)
+        made.append(_checked(target, new, source, samples, logits))
+
+    write_atomically(path, write)
+    return replace(made[0], path=path)
 
 
 def _checked(

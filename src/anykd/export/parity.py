@@ -83,7 +83,7 @@ class Parity:
 
 def compare(
     student: Answers,
-    exported: Answers,
+    exported: Float[Tensor, "images outputs"],
     labels: Int[Tensor, " images"] | None,
     *,
     has_classes: bool = True,
