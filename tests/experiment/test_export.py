@@ -96,10 +96,14 @@ def pictures() -> list[Image.Image]:
     return [held_out[number].image for number in range(len(held_out))]
 
 
+def timm_transform(model: Any) -> Any:
+    return create_transform(**resolve_data_config(model=model), is_training=False)
+
+
 def by_timm(folder: Path) -> tuple[Tensor, Tensor]:
     """Inputs and scores of timm's model with timm's transform."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    transform: Any = create_transform(**resolve_data_config(model=model), is_training=False)
+    transform = timm_transform(model)
     images = torch.stack([transform(image) for image in pictures()])
     with torch.no_grad():
         return images, model(images)
@@ -209,13 +213,10 @@ def test_files_say_what_they_take_and_give(deployed):
 def test_integers_are_calibrated_on_training_images_and_their_cost_is_told(deployed):
     folder, calibrated_with = deployed
     train = open_data(DataConfig(source=DATA)).train
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1)
-        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
     given = torch.cat(calibrated_with)
     assert len(given) == len(train)
-    torch.testing.assert_close(given[-1], (train[len(train) - 1].pixels / 255 - mean) / std)
+    transform = timm_transform(timm.create_model(f"local-dir:{folder / 'timm'}"))
+    torch.testing.assert_close(given[-1], transform(train[len(train) - 1].image))
     model = onnx.load(folder / "model_int8.onnx")
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in model.graph.node}
     assert onnx.TensorProto.INT8 in {tensor.data_type for tensor in model.graph.initializer}
@@ -229,7 +230,7 @@ def test_integers_are_calibrated_on_training_images_and_their_cost_is_told(deplo
 def test_the_card_of_a_run_is_one_that_the_hub_reads(deployed, distilled):
     folder, _ = deployed
     card = ModelCard.load(folder / "timm" / "README.md")
-    assert card.data.library_name == "timm"
+    assert card.data.to_dict()["library_name"] == "timm"
     assert "`synthetic:4x16`" in card.text
     assert "vit_tiny_patch16_224" in card.text
     assert str(distilled.parent) not in card.text  # nobody else has this machine's folders
@@ -276,7 +277,7 @@ def test_wrong_weights_of_the_timm_folder_are_found(runs, tmp_path, monkeypatch)
     def copied(source: Path, folder: Path) -> None:
         copy(source, folder)
         other = timm.create_model(f"local-dir:{source}", pretrained=False)
-        timm.models.save_for_hf(other, folder, safe_serialization=True)
+        timm.models.save_for_hf(other, str(folder), safe_serialization=True)
 
     monkeypatch.setattr(shutil, "copytree", copied)
     with pytest.raises(ModelError, match="the folder for timm does not do"):
@@ -340,8 +341,8 @@ def test_hostile_class_names_reach_every_file_as_they_are(tmp_path, write_images
         told = json.loads((run / "export" / file).read_text())
         assert told["output"]["classes"] == sorted(names)
     card = ModelCard.load(run / "export" / "timm" / "README.md")
-    assert card.data.license == "unknown"
-    model = timm.create_model(f"local-dir:{run / 'export' / 'timm'}", pretrained=True)
+    assert card.data.to_dict()["license"] == "unknown"
+    model: Any = timm.create_model(f"local-dir:{run / 'export' / 'timm'}", pretrained=True)
     assert model.pretrained_cfg["label_names"] == sorted(names)
 
 
