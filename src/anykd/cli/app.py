@@ -18,6 +18,7 @@ from anykd.errors import AnykdError, StoppedError
 
 from .analyze import analyze
 from .cache import app as cache_app
+from .export import export
 from .options import (
     BatchSize,
     Data,
@@ -50,6 +51,7 @@ app = typer.Typer(
     help="Distil any vision teacher into any vision student: CNN, transformer, MLP or hybrid.",
 )
 app.add_typer(cache_app, name="cache")
+app.command()(export)
 app.command()(report)
 app.command()(analyze)
 

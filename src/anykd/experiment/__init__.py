@@ -11,5 +11,5 @@ from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 from .request import distill as distill
 from .request import load_recipe as load_recipe
-from .run import Result as Result
+from .result import Result as Result
 from .run import run as run

@@ -19,8 +19,9 @@ from .apart import require_apart
 from .assemble import assemble
 from .cache.use import adopt_views
 from .plan import plan_first
+from .result import Result
 from .resume import require_same_recipe
-from .running import Result, Running
+from .running import Running
 from .teachers import Heads, finetuned_teachers, teacher_recipe
 
 __all__ = ["Result", "run"]

@@ -3,13 +3,11 @@
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 from safetensors.torch import save_file
-from torch import nn
 
 from anykd.distributed import from_each_rank, from_first_rank, rank, world_size
 from anykd.engine import (
@@ -35,38 +33,16 @@ from .analysis import analyze_after, analyze_before
 from .assemble import Parts
 from .history import History
 from .plan import Plan, kept_findings, plan_again, plan_first
+from .result import Result
 from .resume import settings
 from .scoring import class_names, measure, score_run, score_teachers
 from .teacher_head import save_head
 from .teacher_time import watch_teachers
 
-__all__ = ["Result", "Running"]
+__all__ = ["Running"]
 
 _FEW = 2
 """Signs that are printed beside the warnings."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run.
-
-    Attributes:
-        path: The run directory.
-        student: The trained classifier, as ``timm.create_model`` makes it.
-        summary: The numbers, as in ``summary.json``.
-    """
-
-    path: Path
-    student: nn.Module
-    summary: dict[str, Any]
-
-    @property
-    def top1(self) -> float | None:
-        """The student's accuracy on held-out images after the last epoch, in percent.
-
-        None where these have no labels; the summary then holds the ``agreement`` with the teacher.
-        """
-        return self.summary.get("top1")
 
 
 class Running:
