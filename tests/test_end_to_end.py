@@ -262,7 +262,7 @@ class TestResume:
         with pytest.raises(InterruptionError):
             distill_cnn(stopped, teacher, *options, method=method, epochs=3)
         monkeypatch.setattr(Running, "_log", log)
-        assert len(metrics(stopped)) == 4 + 1 + 3
+        assert len(metrics(stopped)) == 4 + 2 + 3 + 1
         assert not (stopped / "summary.json").exists()
         refusal = anykd("distill", "--out", stopped, "--student", "resnet18", "--data", DATA)
         assert "holds an unfinished run" in refusal.err
