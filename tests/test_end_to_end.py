@@ -26,6 +26,7 @@ from anykd.experiment import Result, assemble, run
 from anykd.experiment.running import Running
 from anykd.methods import METHODS
 from anykd.recipe import Recipe, read_toml
+from tests.experiment.results import assert_same_run, metrics, summary, weights
 from tests.experiment.runs import (
     CNN,
     DATA,
@@ -51,26 +52,6 @@ def digest(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def summary(path: Path) -> dict[str, Any]:
-    return json.loads((path / "summary.json").read_text())
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path / "student" / "model.safetensors")
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run, without how long they took."""
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
-
-
-def assert_same_run(actual: Path, expected: Path) -> None:
-    torch.testing.assert_close(weights(actual), weights(expected), rtol=0, atol=0)
-    assert metrics(actual) == metrics(expected)
-    assert summary(actual) | {"seconds": 0} == summary(expected) | {"seconds": 0}
 
 
 def accuracy_by_timm(path: Path, data: DataConfig) -> float:
@@ -281,7 +262,7 @@ class TestResume:
         with pytest.raises(InterruptionError):
             distill_cnn(stopped, teacher, *options, method=method, epochs=3)
         monkeypatch.setattr(Running, "_log", log)
-        assert len(metrics(stopped)) == 4 + 1 + 3
+        assert len(metrics(stopped)) == 4 + 2 + 3 + 1
         assert not (stopped / "summary.json").exists()
         refusal = anykd("distill", "--out", stopped, "--student", "resnet18", "--data", DATA)
         assert "holds an unfinished run" in refusal.err

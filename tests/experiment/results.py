@@ -38,10 +38,11 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 def assert_same_run(actual: Path, expected: Path) -> None:
     torch.testing.assert_close(weights(actual), weights(expected), rtol=0, atol=0)
     assert metrics(actual) == metrics(expected)
-    assert _without_times(summary(actual)) == _without_times(summary(expected))
+    assert without_times(summary(actual)) == without_times(summary(expected))
 
 
-def _without_times(summary: dict[str, Any]) -> dict[str, Any]:
+def without_times(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary without what depends on how long something took."""
     about_times = ("teacher-takes-the-time", "waits-for-data")
     signs = [sign for sign in summary["working"] if sign["code"] not in about_times]
     return summary | {"seconds": 0, "working": signs}

@@ -32,7 +32,7 @@ def test_takes_settings_that_decide_nothing(stopped):
     said = "goes on with other settings: data.workers, train.checkpoint_every, train.max_bad_steps"
     assert said in done.err
     assert read_toml(stopped / "recipe.toml")["data"]["workers"] == 1
-    assert len(metrics(stopped)) == 3 * 5
+    assert len(metrics(stopped)) == 3 * 6
 
 
 def test_refuses_and_names_those_that_decide(stopped):
@@ -48,7 +48,7 @@ def test_takes_them_by_force(stopped):
     done = anykd("train", "--resume", "--force", "--out", stopped, "--set", "train.epochs=4")
     assert done.code == 0, done.err
     assert "goes on with other settings: train.epochs" in done.err
-    assert len(metrics(stopped)) == 4 * 5
+    assert len(metrics(stopped)) == 4 * 6
     assert newest_checkpoint(stopped).name == "step-00000016"
 
 

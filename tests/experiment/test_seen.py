@@ -10,6 +10,7 @@ from torch import Tensor
 from anykd.data import open_data
 from anykd.models import FrozenTeacher
 from anykd.recipe import Recipe, read_toml
+from anykd.report.record import read_run
 from tests.data.readers import labels_of
 from tests.experiment.results import (
     InterruptionError,
@@ -113,11 +114,9 @@ class TestDiagnosis:
             assert sum(line["grad_shares"].values()) == pytest.approx(1)
 
     def test_knows_the_teachers_share_of_the_time(self, run):
-        for line in (run / "metrics.jsonl").read_text().splitlines():
-            if '"diagnosis"' in line:
-                break
-        share = float(line.partition('"teacher_share": ')[2].partition(",")[0])
-        assert 0 < share < 1
+        for line in read_run(run).diagnoses:
+            assert 0 < line["teacher_share"] < 1
+            assert line["step_seconds"] > 0
 
     def test_leaves_no_hook_and_changes_nothing(self, run, teacher, tmp_path):
         blind = distill_cnn(

@@ -174,7 +174,7 @@ class TestRun:
         with pytest.raises(InterruptionError):
             distill(stopped, recipe, "train.epochs=3")
         monkeypatch.undo()
-        assert len(metrics(stopped)) == 4 + 1 + 3
+        assert len(metrics(stopped)) == 4 + 2 + 3 + 1
         done = anykd("distill", "--resume", "--out", stopped)
         assert done.code == 0, done.err
         assert_same_run(stopped, straight)

@@ -110,7 +110,7 @@ class TestAgreement:
         assert set(found) == scores | {
             *("method", "student", "teachers", "data", "seed", "best_agreement", "best_epoch"),
             *("epochs", "train_samples", "images_per_step", "parameters", "precision"),
-            *("bad_steps", "bad_images", "seconds", "findings"),
+            *("bad_steps", "bad_images", "seconds", "findings", "working"),
         }
         assert found["findings"] == []
         epochs = [line for line in metrics(finished) if line["event"] == "epoch"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.experiment.runs import Outcome, anykd
 
-TIMES = ("images_per_second", "seconds")
+TIMES = ("images_per_second", "seconds", "step_seconds", "teacher_share", "data_share")
 """What differs between two runs that are otherwise the same."""
 
 

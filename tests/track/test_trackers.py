@@ -116,13 +116,13 @@ def wandb_records(path: Path) -> Iterator[bytes]:
 
 
 def read_wandb(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], str, float]:
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     curves: dict[str, list[tuple[int, float]]] = {}
     config, top1, ids = "", float("nan"), set()
     for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
         for data in wandb_records(path):
-            record = Record()
+            record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
             record.ParseFromString(data)
             if record.HasField("run"):
                 ids.add(record.run.run_id)

@@ -197,4 +197,4 @@ def _norm(gradients: Sequence[Tensor], share: float) -> Float[Tensor, ""]:
     if world_size() > 1:
         flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients])
         return torch.linalg.vector_norm(sum_over_ranks(flat * share))
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))).float())
