@@ -1,74 +1,96 @@
 """Is it working? Sentences that follow from the numbers of a run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
+from .gain import Gain, measure_gain
 from .record import RunRecord
+from .score_rules import (
+    agreement_does_not_rise,
+    agrees_less_with_the_teacher,
+    fusion_is_worse,
+    got_worse,
+    still_improves,
+    teacher_is_worse,
+)
+from .sign import Sign
+from .step_rules import (
+    steps_were_bad,
+    teacher_takes_the_time,
+    terms_fall,
+    terms_outweigh_the_task,
+    terms_weigh_little,
+    waits_for_data,
+)
 
-__all__ = ["Sign", "judge"]
-
-
-@dataclass(frozen=True)
-class Sign:
-    """One thing that the numbers of a run say about it.
-
-    Attributes:
-        severity: A warning asks for something to be done; a note is worth knowing; good is good.
-        code: Short name that does not change, such as ``term-did-not-fall``.
-        message: What the numbers say, with the numbers, on one line.
-        remedy: What would mend it, on one line; empty where nothing has to be mended.
-    """
-
-    severity: Literal["good", "note", "warning"]
-    code: str
-    message: str
-    remedy: str = ""
+__all__ = ["Sign", "judge", "judge_group"]
 
 
 Rule = Callable[[RunRecord], list[Sign]]
+
+_RULES: tuple[Rule, ...] = (
+    steps_were_bad,
+    terms_fall,
+    terms_outweigh_the_task,
+    agreement_does_not_rise,
+    got_worse,
+    fusion_is_worse,
+    agrees_less_with_the_teacher,
+    teacher_is_worse,
+    still_improves,
+    terms_weigh_little,
+    teacher_takes_the_time,
+    waits_for_data,
+)
 
 
 def judge(record: RunRecord, *, controls: Sequence[RunRecord] = ()) -> tuple[Sign, ...]:
     """Say what the numbers of a run mean, the most pressing first.
 
+    A difference of held-out accuracies counts where it is above two standard errors of a
+    difference of two shares of so many images.
+
     Args:
-        record: A run; what it has not measured is passed over.
-        controls: Runs of the control arm, to compare it with; without them its gain is unknown.
+        record: A run, finished or not; what it has not measured is passed over.
+        controls: Runs of the control arm on the same data; without them nothing is said of a gain.
     """
     found = [sign for rule in _RULES for sign in rule(record)]
+    return _sorted([*found, *judge_group([record], controls)])
+
+
+def judge_group(records: Sequence[RunRecord], controls: Sequence[RunRecord]) -> tuple[Sign, ...]:
+    """Say what the runs of one method gave over those of the control arm.
+
+    Runs of the same seed are compared with each other where there are such pairs. A gain is called
+    one where its 95 % confidence interval (Student's t) leaves out 0.
+
+    Args:
+        records: Runs of one recipe, each of another seed.
+        controls: The same without distillation.
+    """
+    gain = measure_gain(records, controls)
+    return () if gain is None else (_about_gain(gain),)
+
+
+def _sorted(signs: Sequence[Sign]) -> tuple[Sign, ...]:
     order = ("warning", "note", "good")
-    return tuple(sorted(found, key=lambda sign: order.index(sign.severity)))
+    return tuple(sorted(signs, key=lambda sign: order.index(sign.severity)))
 
 
-def _bad_steps(record: RunRecord) -> list[Sign]:
-    bad, steps = record.summary.get("bad_steps"), len(record.steps)
-    if not bad or not steps:
-        return []
-    return [
-        Sign(
-            "warning",
-            "bad-steps",
-            f"{bad} steps had no finite loss and gradient, and were skipped",
-            "lower train.peak_lr, set train.clip_grad = 5, or train.precision = 'float32'",
-        )
-    ]
-
-
-def _teacher_is_worse(record: RunRecord) -> list[Sign]:
-    student = record.summary.get("top1")
-    if student is None:
-        return []
-    return [
-        Sign(
+def _about_gain(gain: Gain) -> Sign:
+    said = f"top-1 is {gain.mean:+.2f} points against the control"
+    how = f"{gain.n} pairs of the same seed" if gain.paired else f"n = {gain.n}, seeds not paired"
+    if gain.half_width is None:
+        return Sign(
             "note",
-            "teacher-is-worse",
-            f"the student's top-1 is {student:.2f} %, its teacher's {teacher['top1']:.2f} %",
-            "take a better teacher, or train this one longer",
+            "gain-unproven",
+            f"{said}, from n = 1, which proves nothing: seeds alone differ by as much",
+            "train both with two more seeds or more: --set seed=1",
         )
-        for teacher in record.summary.get("teachers", ())
-        if teacher.get("top1") is not None and teacher["top1"] < student
-    ]
-
-
-_RULES: tuple[Rule, ...] = (_bad_steps, _teacher_is_worse)
+    said = f"{said} ± {gain.std:.2f} ({how}; 95 % interval ± {gain.half_width:.2f})"
+    if abs(gain.mean) <= gain.half_width:
+        remedy = "train more seeds, or tell no one that it helps"
+        return Sign("note", "gain-within-noise", f"{said}: within the noise", remedy)
+    if gain.mean < 0:
+        remedy = "lower the weights of the method's terms, or take another method or teacher"
+        return Sign("warning", "worse-than-control", said, remedy)
+    return Sign("good", "gain", said)
