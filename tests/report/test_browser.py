@@ -164,7 +164,7 @@ def test_a_large_comparison_of_two_students_fits_a_phone(tmp_path, open_page):
         page, wrong = open_page(path, width=width)
         assert wrong == []
         assert not page.evaluate(IS_WIDER)
-    assert page.inner_text("h1") == "2 students compared"
-    headings = page.evaluate(HEADINGS)
-    assert headings.count(1) == 1
-    assert all(after - before <= 1 for before, after in pairwise(headings))
+        assert page.inner_text("h1") == "2 students compared"
+        headings = page.evaluate(HEADINGS)
+        assert headings.count(1) == 1
+        assert all(after - before <= 1 for before, after in pairwise(headings))

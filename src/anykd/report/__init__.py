@@ -3,5 +3,5 @@
 from .build import build_report as build_report
 from .record import RunRecord as RunRecord
 from .record import read_run as read_run
-from .working import Sign as Sign
+from .sign import Sign as Sign
 from .working import judge as judge

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .gain import Gain, measure_gain
 from .record import RunRecord
-from .seeds import Gain, Spread, gain, spread
+from .seeds import Spread, spread
 
 __all__ = ["Arm", "Experiment", "sort_runs", "teachers_of"]
 
-_UNIMPORTANT = ("seed", "track", "analysis", "train.log_every", "train.workers", "train.device")
+_UNIMPORTANT = (
+    *("seed", "track", "analysis", "train.log_every", "train.eval_every", "train.diagnoses"),
+    *("train.checkpoint_every", "train.device", "data.workers"),
+)
 """What changes no number of a student beyond what the seed does."""
 
 
@@ -100,7 +104,7 @@ class Experiment:
         """How much an arm is above the control; None for the control itself."""
         if self.control is None or arm is self.control:
             return None
-        return gain(arm.by_seed(self.score), self.control.by_seed(self.score))
+        return measure_gain(arm.finished, self.control.finished)
 
     def differs(self, arm: Arm) -> list[str]:
         """What an arm's recipe has that the control's has not, beside method and teacher."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .arms import Arm, Experiment
-from .working import judge
+from .working import judge, judge_group
 
 __all__ = ["Finding", "plan_findings", "signs"]
 
@@ -37,14 +37,16 @@ class Finding:
 
 def signs(experiment: Experiment) -> list[Finding]:
     """Whether it is working, arm by arm, the most pressing first."""
-    controls = experiment.control.runs if experiment.control else ()
+    control = experiment.control
     found = []
     for arm in experiment.arms:
-        own = () if arm is experiment.control else controls
+        if control is not None and arm is not control:
+            for sign in judge_group(arm.finished, control.finished):
+                found.append(Finding(sign.severity, sign.code, arm, sign.message, sign.remedy, ""))
         said = [
             (run.seed, sign.severity, sign.code, sign.message, sign.remedy)
             for run in arm.finished
-            for sign in judge(run, controls=own)
+            for sign in judge(run)
         ]
         found += _gathered(arm, said, len(arm.finished))
     return sorted(found, key=lambda finding: _ORDER.index(finding.severity))

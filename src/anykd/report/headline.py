@@ -10,12 +10,15 @@ from anykd.units import amount, duration
 from .arms import Arm, Experiment, teachers_of
 from .figures.dots import Dots, dot_chart
 from .figures.svg import TEACHER
+from .gain import Gain
 from .parts import Cell, Figure, Key, Table
-from .seeds import Gain, Spread, spread
+from .seeds import Spread, spread
 
 __all__ = ["Headline", "Tile", "headline", "overview"]
 
 _WHAT = {"top1": "top-1", "agreement": "agreement with the teacher"}
+_FEWEST = 3
+"""Pairs; the deviation of two is no measure of noise, as they may agree by chance."""
 _FAR = 2.0
 """A teacher farther away than so many times the width of all dots would press them together."""
 
@@ -113,21 +116,22 @@ def _sentence(experiment: Experiment, best: Arm | None) -> str:
 
 
 def _gain_in_words(found: Gain) -> str:
-    points = f"{abs(found.spread.mean):.2f}"
-    side = "above" if found.spread.mean >= 0 else "below"
+    points = f"{abs(found.mean):.2f}"
+    side = "above" if found.mean >= 0 else "below"
     if not found.paired:
         return f"{points} points {side} the control, of other seeds, so not compared pair by pair"
-    if found.spread.std is None:
+    if found.std is None:
         return f"{points} points {side} the control with one seed, which proves nothing yet"
-    std = f" ± {found.spread.std:.2f}"
-    if found.interval is None:
-        return f"{points}{std} points {side} the control over 2 paired seeds, too few to be sure"
-    sure = (
-        "which is within the noise of the seeds"
-        if found.within_noise
-        else "more than the noise of the seeds"
-    )
-    return f"{points}{std} points {side} the control over {found.spread.n} paired seeds, {sure}"
+    said = f"{points} ± {found.std:.2f} points {side} the control over {found.n} paired seeds"
+    if found.n < _FEWEST:
+        return f"{said}, too few to be sure"
+    if _within_noise(found):
+        return f"{said}, which is within the noise of the seeds"
+    return f"{said}, more than the noise of the seeds"
+
+
+def _within_noise(found: Gain) -> bool:
+    return found.half_width is not None and abs(found.mean) <= found.half_width
 
 
 def _tiles(experiment: Experiment, best: Arm | None) -> Iterator[Tile]:
@@ -142,10 +146,10 @@ def _tiles(experiment: Experiment, best: Arm | None) -> Iterator[Tile]:
         gained = experiment.gain(best)
         if gained is not None:
             note = "paired" if gained.paired else "not paired"
-            verdict = ", within noise" if gained.within_noise else ""
-            told = f"{_with_n(gained.spread.std, gained.spread.n)}, {note}{verdict}"
+            verdict = ", within noise" if _within_noise(gained) else ""
+            told = f"{_with_n(gained.std, gained.n)}, {note}{verdict}"
             yield Tile(
-                Spread(gained.spread.mean, None, 1).text("+.2f"),
+                Spread(gained.mean, None, 1).text("+.2f"),
                 "points",
                 "gain over the control",
                 told,
@@ -269,20 +273,17 @@ def _so_far(experiment: Experiment, arm: Arm) -> str:
 def _gain_cell(found: Gain | None) -> Cell:
     if found is None:
         return Cell("")
-    shown = found.spread.text("+.2f")
+    shown = Spread(found.mean, found.std, found.n).text("+.2f")
     if not found.paired:
         return Cell(shown, note="no seed in common")
-    if found.spread.std is None:
+    if found.half_width is None:
         return Cell(shown, note="one seed proves nothing")
-    if found.interval is None:
-        return Cell(shown, note="n = 2, too few to be sure")
-    if found.within_noise:
-        return Cell(shown, note=f"within noise, n = {found.spread.n}")
-    return Cell(
-        shown,
-        note=f"95 %: ± {found.interval:.2f}, n = {found.spread.n}",
-        tone="good" if found.spread.mean > 0 else "bad",
-    )
+    if found.n < _FEWEST:
+        return Cell(shown, note=f"n = {found.n}, too few to be sure")
+    if _within_noise(found):
+        return Cell(shown, note=f"within noise, n = {found.n}")
+    tone = "good" if found.mean > 0 else "bad"
+    return Cell(shown, note=f"95 %: ± {found.half_width:.2f}, n = {found.n}", tone=tone)
 
 
 def _figure(experiment: Experiment) -> Figure | None:

@@ -56,7 +56,8 @@ def dot_chart(
         for value, number in ((control, 0), (teacher, TEACHER)):
             if value is not None:
                 style = line_style(number)
-                axes.axvline(value, linewidth=1.4, zorder=0, **(style | {"marker": ""}))
+                line = axes.axvline(value, color=style["color"], linewidth=1.4, zorder=0)
+                line.set_linestyle((0, style["dashes"]) if "dashes" in style else "-")
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
