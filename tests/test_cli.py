@@ -13,7 +13,9 @@ from anykd.methods import METHODS
 from tests.experiment.runs import CNN, DATA, anykd, short, train_vit
 
 CONSOLE_SCRIPT = Path(sys.executable).parent / "anykd"
-COMMANDS = ("demo", "distill", "plan", "train", "evaluate", "cache", "models", "methods")
+COMMANDS = (
+    *("demo", "distill", "plan", "train", "evaluate", "analyze", "cache", "models", "methods"),
+)
 
 
 @pytest.fixture(scope="module")
