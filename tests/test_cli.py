@@ -14,8 +14,8 @@ from tests.experiment.runs import CNN, DATA, anykd, short, train_vit
 
 CONSOLE_SCRIPT = Path(sys.executable).parent / "anykd"
 COMMANDS = (
-    *("demo", "distill", "plan", "train", "evaluate", "cache", "models", "methods"),
-    "report",
+    *("demo", "distill", "plan", "train", "evaluate", "analyze", "report", "export"),
+    *("cache", "models", "methods"),
 )
 
 

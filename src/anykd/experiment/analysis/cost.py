@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from anykd.engine import autocast
-from anykd.models import StagedModel, Views
+from anykd.experiment.flops import classify, count_flops
+from anykd.models import StagedModel
 from anykd.models.probe import evaluating, probe_images
 
 __all__ = ["image_cost"]
@@ -19,7 +17,7 @@ __all__ = ["image_cost"]
 _WARMUP = 2
 _RUNS = 20
 _BUDGET = 0.2
-"""Seconds that measuring may take, once it has begun."""
+"""Seconds after which no further run is begun."""
 
 
 @torch.no_grad()
@@ -39,23 +37,13 @@ def image_cost(
     """
     image = probe_images(model.image_size, like=model.mean)[:1]
     with evaluating(model), autocast(device, dtype):
-        # In one piece, attention is counted on no device alike.
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            _classify(model, image)
         latency = _median_seconds(model, image, device)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "flops": counter.get_total_flops(),
+        "flops": count_flops(model),
         "latency_ms": round(1000 * latency, 4),
         "image_size": list(model.image_size),
     }
-
-
-def _classify(model: StagedModel, image: Tensor) -> Tensor:
-    """What whoever uses the model by itself runs: no stem twice, no stages kept."""
-    if model.is_timm and model.new_classifier is None and not isinstance(model, FSDPModule):
-        return model.model(model.look(Views(image)))
-    return model(image).logits
 
 
 def _median_seconds(model: StagedModel, image: Tensor, device: torch.device) -> float:
@@ -63,7 +51,7 @@ def _median_seconds(model: StagedModel, image: Tensor, device: torch.device) -> 
     begun = time.perf_counter()
     for number in range(_WARMUP + _RUNS):
         before = _now(device)
-        _classify(model, image)
+        classify(model, image)
         now = _now(device)
         if number >= _WARMUP:
             found.append(now - before)

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from anykd.experiment.assemble import Parts
+from anykd.experiment.flops import count_flops
 from anykd.experiment.teacher_head import HeadScores
 from anykd.experiment.teachers import BuiltTeacher
 from anykd.models import StagedModel
-from anykd.models.probe import evaluating, probe_images
 from anykd.recipe import ModelConfig, TeacherConfig
 
 __all__ = ["ModelFacts", "describe_models", "is_pretrained"]
@@ -103,7 +100,7 @@ def _describe(
         weights=_origin(model, config),
         kind=model.kind,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        flops=_count_flops(model),
+        flops=count_flops(model),
         image_size=model.image_size,
         interpolation=model.view.interpolation,
         mean=_rounded(model.view.mean),
@@ -173,15 +170,6 @@ def _probe_scores(head: HeadScores | None) -> str:
 
 def _count(num_classes: int) -> str:
     return str(num_classes) if num_classes else "none"
-
-
-def _count_flops(model: StagedModel) -> int:
-    """Count the operations of one image, forward; the model is left as it was."""
-    images = probe_images(model.image_size, like=model.mean)[:1]
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), evaluating(model), counter:
-        model(images)
-    return counter.get_total_flops()
 
 
 def is_pretrained(config: ModelConfig | TeacherConfig) -> bool:
