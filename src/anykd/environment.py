@@ -1,6 +1,7 @@
 """Where and with what a run was made."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         device: Where the run computes.
     """
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "python": platform.python_version(),

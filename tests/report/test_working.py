@@ -173,7 +173,12 @@ class TestGain:
     def test_of_one_run_proves_nothing(self):
         (sign,) = judge(runs(80)[0], controls=runs(70, 71, 72))
         assert (sign.severity, sign.code) == ("note", "gain-unproven")
-        assert "+10.00 points against the control, from n = 1, which proves nothing" in sign.message
+        assert "+10.00 points against the control (n = 1), which proves nothing" in sign.message
+
+    def test_of_two_runs_that_gain_alike_proves_nothing(self):
+        (sign,) = judge_group(runs(80, 81), controls=runs(70, 71))
+        assert (sign.severity, sign.code) == ("note", "gain-unproven")
+        assert "(n = 2), which proves nothing" in sign.message
 
     def test_of_several_seeds_is_paired_and_has_its_interval(self):
         (sign,) = judge_group(runs(80, 82, 81), runs(78, 79.5, 79, 90))

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,22 @@ _UNIMPORTANT = (
 )
 """What changes no number of a student beyond what the seed does."""
 
+_NUMBERED = (
+    "control",
+    "kd",
+    "ofa",
+    "fbt",
+    "rsd",
+    "dkd",
+    "dist",
+    "fitnet",
+    "crd",
+    "rkd",
+    "cc",
+    "pat",
+)
+"""The methods that are most often compared first: their colours are the furthest apart."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -26,7 +43,8 @@ class Arm:
 
     Attributes:
         label: Its method; where two arms have the same, also what else tells them apart.
-        number: Its place in the comparison, from 0; decides its colour.
+        number: Decides its colour, dash and marker. 0 is the control; a method that anykd has
+            looks the same in every report.
         runs: By seed.
     """
 
@@ -172,7 +190,19 @@ def _arms(runs: Iterable[RunRecord]) -> tuple[Arm, ...]:
         return (run.method != "control", -(found.mean if found else 0.0), labels[index])
 
     order = sorted(range(len(groups)), key=place)
-    return tuple(Arm(labels[old], new, tuple(groups[old])) for new, old in enumerate(order))
+    numbers = _numbers([groups[index][0].method for index in order])
+    return tuple(
+        Arm(labels[index], number, tuple(groups[index]))
+        for index, number in zip(order, numbers, strict=True)
+    )
+
+
+def _numbers(methods: Sequence[str]) -> list[int]:
+    """Each method's own number; a second arm of it, or another method, has the next free one."""
+    own = {method: _NUMBERED.index(method) for method in methods if method in _NUMBERED}
+    taken = set(own.values())
+    free = (number for number in count(1) if number not in taken)
+    return [own.pop(method) if method in own else next(free) for method in methods]
 
 
 def _once_each(group: list[RunRecord]) -> list[list[RunRecord]]:

@@ -71,7 +71,7 @@ class Budget:
 def disagreements(experiment: Experiment, budget: Budget) -> list[Examples]:
     """The images that the arms' first analysed runs kept, the best arm's first."""
     found = []
-    for arm in sorted(experiment.arms, key=lambda arm: (arm.is_control, arm.number)):
+    for arm in sorted(experiment.arms, key=lambda arm: arm.is_control):
         run = arm.analysed
         if run is None:
             continue

@@ -10,6 +10,9 @@ from .record import RunRecord
 
 __all__ = ["Gain", "measure_gain"]
 
+_ENOUGH = 3
+"""Runs below which nothing is said of their noise."""
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -21,7 +24,8 @@ class Gain:
             both variances. None with a single run on a side.
         n: Pairs, or the smaller number of runs.
         paired: Whether runs of the same seed were compared.
-        half_width: Of the 95 % confidence interval around the mean; None where n is 1.
+        half_width: Of the 95 % confidence interval around the mean; None where n is below 3: two
+            differences that happen to be alike have no spread, and prove nothing.
     """
 
     mean: float
@@ -60,7 +64,8 @@ def _paired(differences: list[float]) -> Gain:
     if n == 1:
         return Gain(differences[0], None, 1, True, None)
     std = stdev(differences)
-    return Gain(mean(differences), std, n, True, interval_factor(n - 1) * std / math.sqrt(n))
+    half_width = interval_factor(n - 1) * std / math.sqrt(n) if n >= _ENOUGH else None
+    return Gain(mean(differences), std, n, True, half_width)
 
 
 def _unpaired(ours: list[float], theirs: list[float]) -> Gain:
@@ -70,4 +75,5 @@ def _unpaired(ours: list[float], theirs: list[float]) -> Gain:
     variances = [stdev(side) ** 2 for side in (ours, theirs)]
     error = math.sqrt(variances[0] / len(ours) + variances[1] / len(theirs))
     # Welch's degrees of freedom are never fewer than those of the smaller side.
-    return Gain(difference, math.sqrt(sum(variances)), n, False, interval_factor(n - 1) * error)
+    half_width = interval_factor(n - 1) * error if n >= _ENOUGH else None
+    return Gain(difference, math.sqrt(sum(variances)), n, False, half_width)

@@ -83,12 +83,12 @@ def _about_gain(gain: Gain) -> Sign:
         return Sign(
             "note",
             "gain-unproven",
-            f"{said}, from n = 1, which proves nothing: seeds alone differ by as much",
-            "train both with two more seeds or more: --set seed=1",
+            f"{said} (n = {gain.n}), which proves nothing: seeds alone may differ by as much",
+            "train both with three seeds or more: --seed 1, --seed 2",
         )
     said = f"{said} ± {gain.std:.2f} ({how}; 95 % interval ± {gain.half_width:.2f})"
     if abs(gain.mean) <= gain.half_width:
-        remedy = "train more seeds, or tell no one that it helps"
+        remedy = "train more seeds before you count on it"
         return Sign("note", "gain-within-noise", f"{said}: within the noise", remedy)
     if gain.mean < 0:
         remedy = "lower the weights of the method's terms, or take another method or teacher"
