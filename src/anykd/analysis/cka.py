@@ -198,6 +198,8 @@ def _kernel(features: Float[Tensor, "samples ..."]) -> Float[Tensor, " pairs"]:
         Statistics 2014, arXiv:1310.2926, definition 2 (U-centring).
     """
     count = len(features)
+    if features.device.type == "mps":  # it has no float64
+        features = features.cpu()
     kernel = torch.zeros(count, count, dtype=torch.float64, device=features.device)
     for columns in features.flatten(start_dim=1).split(_COLUMNS, dim=1):
         part = _centred(columns)

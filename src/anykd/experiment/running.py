@@ -157,13 +157,14 @@ class Running:
                 trainer.fit(listener)
             except BadStepsError as error:
                 raise self._with_record(error) from None
-        analyze_after(self.parts, self.directory, self.progress)
         kept = self._kept()
-        summary = self._summary()
         if self.is_first:
             crop_pct, names = self.parts.recipe.augment.crop_pct, class_names(self.parts)
             save = partial(save_model, kept, class_names=names, crop_pct=crop_pct)
             write_atomically(self.directory.student, save)
+        # The student is safe now, whatever becomes of what is told of it.
+        analyze_after(self.parts, self.directory, self.progress)
+        summary = self._summary()
         summary["working"] = from_first_rank(partial(self._signs, summary))
         if self.is_first:
             self.directory.write_json(self.directory.summary, summary)
