@@ -94,3 +94,22 @@ def test_how_a_run_was_watched_makes_no_other_arm(tmp_path):
         path = write_run(tmp_path / f"kd{seed}", seed=seed) / "recipe.toml"
         path.write_text(path.read_text() + f"\n[track]\nname = 'run {seed}'\n")
     assert labels(experiment(tmp_path)) == ["kd"]
+
+
+def test_a_control_that_has_just_begun_is_scored_by_its_labels(tmp_path):
+    write_run(tmp_path / "run", method="control", epochs=0, finished=False, analysed=False)
+    assert experiment(tmp_path).score == "top1"
+
+
+def test_a_method_looks_alike_in_every_comparison(tmp_path):
+    for method, gain in (("control", 0.0), ("kd", 1.0), ("mine", 3.0)):
+        write_run(tmp_path / "one" / method, method=method, gain=gain)
+    for method, gain in (("control", 0.0), ("kd", 9.0), ("ofa", 5.0), ("mine", 3.0)):
+        write_run(tmp_path / "two" / method, method=method, gain=gain)
+    one, two = (
+        {arm.label: arm.number for arm in experiment(tmp_path / folder).arms}
+        for folder in ("one", "two")
+    )
+    assert (one["control"], one["kd"]) == (two["control"], two["kd"]) == (0, 1)
+    assert len(set(two.values())) == 4
+    assert 0 not in (one["mine"], two["mine"])

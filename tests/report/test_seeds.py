@@ -45,3 +45,4 @@ def test_two_seeds_that_agree_by_chance_are_no_proof(tmp_path):
     said = headline(found)
     assert "1.00 ± 0.00 points above the control over 2 paired seeds, too few" in said.sentence
     assert all(cell.tone != "good" for row in said.table.rows for cell in row)
+    assert [row[3].note for row in said.table.rows if row[3].text] == ["n = 2, too few to be sure"]

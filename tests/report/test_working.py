@@ -24,13 +24,21 @@ def record(
     seed: int = 0,
     diagnoses: list[dict[str, Any]] | None = None,
     bad_steps: int = 0,
+    per_epoch: int = 5,
     **summary: Any,
 ) -> RunRecord:
     """A run with these numbers, by the files' contract."""
     curves = terms or {}
     length = max(map(len, curves.values()), default=0)
     steps = [
-        {"event": "step", "epoch": i // 5, "step": i % 5, "lr": 0.1, "loss": 1.0, "bad_steps": 0}
+        {
+            "event": "step",
+            "epoch": i // per_epoch,
+            "step": i % per_epoch,
+            "lr": 0.1,
+            "loss": 1.0,
+            "bad_steps": 0,
+        }
         | {"grad_norm": 5.0, "images_per_second": 100.0}
         | {name: values[i] for name, values in curves.items()}
         for i in range(length)
@@ -64,7 +72,7 @@ PROVOKED: dict[str, tuple[RunRecord, str]] = {
     "terms-fell": (record(terms={"task": FLAT, "kd": FALLING}), "kd from 1.97 to 0.89"),
     "term-outweighs-task": (
         record(norms=[{"task": 1.0, "kd": 0.5, "hint": x} for x in (39.0, 40.0, 900.0)]),
-        "the term hint weighs 40 times as much (median of 3 looks)",
+        "the term hint weighs 40 times as much (median of 3 looks): the labels have 2.4 %",
     ),
     "term-weighs-little": (
         record(norms=[{"task": 1.0, "kd": 0.004}]),
@@ -101,7 +109,11 @@ PROVOKED: dict[str, tuple[RunRecord, str]] = {
         record(diagnoses=[{"teacher_share": s} for s in (0.5, 0.7, 0.8)]),
         "70 % of a step's time (median of 3 looks)",
     ),
-    "waits-for-data": (record(diagnoses=[{"data_share": 0.6}]), "60 % of its time"),
+    "waits-for-data": (
+        record(terms={"task": FLAT}, per_epoch=20, diagnoses=[{"data_share": 0.6}] * 3),
+        "60 % of its time (median of 3 looks)",
+    ),
+    "student-broken": (record(top1=25.0, loss=None), "its accuracy is that of always one class"),
 }
 
 SILENT: dict[str, RunRecord] = {
@@ -119,7 +131,24 @@ SILENT: dict[str, RunRecord] = {
     "got-worse": record(epochs=curve("top1", *RISING, 89.0)),
     "teacher-is-worse": record(top1=80.0, teachers=[{"name": "x", "top1": 90.0}, {"name": "y"}]),
     "teacher-takes-the-time": record(diagnoses=[{"teacher_share": 0.4}, {"teacher_share": None}]),
-    "waits-for-data": record(diagnoses=[{"data_share": 0.1}, {"data_share": None}]),
+    "waits-for-data": record(
+        terms={"task": FLAT}, per_epoch=20, diagnoses=[{"data_share": 0.1}] * 3 + [{}]
+    ),
+    "student-broken": record(top1=25.0, loss=0.3),
+}
+
+QUIET = {
+    "a term that did not fall in a few steps": record(terms={"kd": [2.0, 1.9, 2.1] * 3}),
+    "a term of a student that follows": record(terms={"kd": FLAT}, agreement=99.0),
+    "a term that fell by a tenth": record(terms={"kd": [2.0 - 0.01 * i for i in range(20)]}),
+    "a term of the fusion": record(norms=[{"task": 1.0, "teacher_fusion_ofa": 0.001}]),
+    "a teacher that is worse by chance": record(
+        top1=80.0, teachers=[{"name": "vit", "top1": 79.0}]
+    ),
+    "the wait in short epochs": record(terms={"task": FLAT}, diagnoses=[{"data_share": 0.6}] * 3),
+    "the wait at a single look": record(
+        terms={"task": FLAT}, per_epoch=20, diagnoses=[{"data_share": 0.6}]
+    ),
 }
 
 
@@ -140,6 +169,10 @@ class TestRules:
     @pytest.mark.parametrize("code", PROVOKED)
     def test_each_keeps_silent(self, code):
         assert code not in codes(judge(SILENT[code]))
+
+    @pytest.mark.parametrize("run", QUIET.values(), ids=QUIET)
+    def test_none_makes_much_of(self, run):
+        assert judge(run) == ()
 
     def test_of_a_run_that_has_measured_nothing_there_is_nothing_to_say(self):
         empty = RunRecord(path=Path("run"), recipe={"seed": 0, "method": {"name": "kd"}})
@@ -179,6 +212,11 @@ class TestGain:
         (sign,) = judge_group(runs(80, 81), controls=runs(70, 71))
         assert (sign.severity, sign.code) == ("note", "gain-unproven")
         assert "(n = 2), which proves nothing" in sign.message
+
+    def test_that_is_one_image_at_each_seed_is_within_the_noise(self):
+        (sign,) = judge_group(runs(80.1, 81.1, 82.1), controls=runs(80, 81, 82))
+        assert (sign.severity, sign.code) == ("note", "gain-within-noise")
+        assert "95 % interval ± 0.10" in sign.message
 
     def test_of_several_seeds_is_paired_and_has_its_interval(self):
         (sign,) = judge_group(runs(80, 82, 81), runs(78, 79.5, 79, 90))

@@ -72,10 +72,12 @@ class Evaluation(Scores):
         )
         yield f"calibration error {self.ece:.4f} (ECE; 0 is right as often as it says)"
         if self.agreement is not None:
-            yield f"agreement with {self.teacher} {self.agreement:.2f} %, KL {self.kl:.4f}"
+            yield f"agreement with {self.teacher} {self.agreement:.2f} %, KL {self.kl:.4f} nats"
         known = [(score, i) for i, score in enumerate(self.per_class) if score is not None]
-        worst = [f"{self.class_names[i]} {score:.1f} %" for score, i in sorted(known)[:_WORST]]
-        yield f"worst classes: {', '.join(worst)}"
+        below = sorted((score, i) for score, i in known if score < self.top1)[:_WORST]
+        if below:
+            worst = ", ".join(f"{self.class_names[i]} {score:.1f} %" for score, i in below)
+            yield f"worst classes: {worst}"
         height, width = self.cost["image_size"]
         gigaflop, millions = self.cost["flops"] / 1e9, self.cost["parameters"] / 1e6
         yield (

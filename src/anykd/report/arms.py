@@ -116,7 +116,9 @@ class Experiment:
     def score(self) -> str:
         """What is compared: ``top1``, or ``agreement`` where there are no labels."""
         found = [run.summary or (run.epochs[-1] if run.epochs else {}) for run in self.runs]
-        return "agreement" if not any("top1" in one for one in found) else "top1"
+        if any("top1" in one for one in found):
+            return "top1"
+        return "agreement" if any("agreement" in one for one in found) else "top1"
 
     def gain(self, arm: Arm) -> Gain | None:
         """How much an arm is above the control; None for the control itself."""

@@ -23,6 +23,7 @@ class Change:
     """A class, and how its accuracy differs from the control's.
 
     Attributes:
+        index: Of the class: two may have one name.
         name: Of the class.
         points: Mean over the seeds that both arms have.
         own: The arm's accuracy in percent, the mean over those seeds.
@@ -30,6 +31,7 @@ class Change:
         share: Length of its bar, in percent of the longest.
     """
 
+    index: int
     name: str
     points: float
     own: float
@@ -122,16 +124,16 @@ def _changes(arm: Arm, control: Arm | None, names: list[str]) -> tuple[list[Chan
     assert control is not None
     own, other = _accuracies(arm), _accuracies(control)
     seeds = sorted(own.keys() & other.keys())
-    found: list[tuple[str, float, float]] = []
-    for index, name in enumerate(names):
+    found: list[tuple[int, float, float]] = []
+    for index in range(len(names)):
         mine = spread(_at(own[seed], index) for seed in seeds)
         theirs = spread(_at(other[seed], index) for seed in seeds)
         if mine and theirs:
-            found.append((name, mine.mean, theirs.mean))
+            found.append((index, mine.mean, theirs.mean))
     longest = max((abs(mine - theirs) for _, mine, theirs in found), default=0.0) or 1.0
     changes = [
-        Change(name, mine - theirs, mine, theirs, 100 * abs(mine - theirs) / longest)
-        for name, mine, theirs in found
+        Change(index, names[index], mine - theirs, mine, theirs, 100 * abs(mine - theirs) / longest)
+        for index, mine, theirs in found
     ]
     return sorted(changes, key=lambda change: -change.points), len(seeds)
 
@@ -168,9 +170,8 @@ def _table(arms: list[Arm], experiment: Experiment, names: list[str]) -> Table:
 def _confused(
     change: Change, names: list[str], arms: tuple[Arm, Arm], examples: tuple[Example, ...]
 ) -> Confused | None:
-    index = names.index(change.name)
-    told = tuple(_told(arm, index, names) for arm in arms)
-    own = tuple(example for example in examples if example.label == change.name)[:3]
+    told = tuple(_told(arm, change.index, names) for arm in arms)
+    own = tuple(example for example in examples if example.index == change.index)[:3]
     return Confused(change.name, change.points, told, own)
 
 

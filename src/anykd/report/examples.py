@@ -19,6 +19,7 @@ class Example:
     Attributes:
         source: A data URI.
         alt: What it is.
+        index: Of its class; None without labels.
         label: Name of its class; empty without labels.
         student: What the student takes it for, and how sure it is.
         teacher: What the teacher takes it for.
@@ -27,6 +28,7 @@ class Example:
 
     source: str
     alt: str
+    index: int | None
     label: str
     student: str
     teacher: str
@@ -102,6 +104,7 @@ def _example(entry: dict[str, Any], source: str, names: list[str]) -> Example:
     return Example(
         source,
         f"Held-out image {entry.get('index', '')}: {what}; {said}",
+        label,
         shown,
         f"{_name(names, student)}{_sure(entry.get('student_confidence'))}",
         f"{_name(names, teacher)}{_sure(entry.get('teacher_confidence'))}",

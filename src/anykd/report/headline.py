@@ -17,8 +17,6 @@ from .seeds import Spread, spread
 __all__ = ["Headline", "Tile", "headline", "overview"]
 
 _WHAT = {"top1": "top-1", "agreement": "agreement with the teacher"}
-_FEWEST = 3
-"""Pairs; the deviation of two is no measure of noise, as they may agree by chance."""
 _FAR = 2.0
 """A teacher farther away than so many times the width of all dots would press them together."""
 
@@ -118,12 +116,14 @@ def _sentence(experiment: Experiment, best: Arm | None) -> str:
 def _gain_in_words(found: Gain) -> str:
     points = f"{abs(found.mean):.2f}"
     side = "above" if found.mean >= 0 else "below"
+    if float(points) == 0 and found.half_width is None:
+        return f"level with the control (n = {found.n}), which proves nothing yet"
     if not found.paired:
         return f"{points} points {side} the control, of other seeds, so not compared pair by pair"
     if found.std is None:
         return f"{points} points {side} the control with one seed, which proves nothing yet"
     said = f"{points} ± {found.std:.2f} points {side} the control over {found.n} paired seeds"
-    if found.n < _FEWEST:
+    if found.half_width is None:
         return f"{said}, too few to be sure"
     if _within_noise(found):
         return f"{said}, which is within the noise of the seeds"
@@ -276,9 +276,9 @@ def _gain_cell(found: Gain | None) -> Cell:
     shown = Spread(found.mean, found.std, found.n).text("+.2f")
     if not found.paired:
         return Cell(shown, note="no seed in common")
-    if found.half_width is None:
+    if found.n == 1:
         return Cell(shown, note="one seed proves nothing")
-    if found.n < _FEWEST:
+    if found.half_width is None:
         return Cell(shown, note=f"n = {found.n}, too few to be sure")
     if _within_noise(found):
         return Cell(shown, note=f"within noise, n = {found.n}")

@@ -1,5 +1,6 @@
 """What the scores of a run on held-out images say."""
 
+import math
 from statistics import median
 
 from .metrics import FEWEST, curve, ends
@@ -13,8 +14,19 @@ __all__ = [
     "fusion_is_worse",
     "got_worse",
     "still_improves",
+    "student_is_broken",
     "teacher_is_worse",
 ]
+
+
+def student_is_broken(record: RunRecord) -> list[Sign]:
+    """Look whether the student's class scores are numbers."""
+    loss = record.summary.get("loss", 0.0)
+    if loss is not None and math.isfinite(loss):
+        return []
+    said = "the student's class scores are not finite: its accuracy is that of always one class"
+    remedy = "lower train.peak_lr, set train.clip_grad = 5, or train.precision = 'float32'"
+    return [Sign("warning", "student-broken", said, remedy)]
 
 
 def agrees_less_with_the_teacher(record: RunRecord) -> list[Sign]:
@@ -66,7 +78,7 @@ def fusion_is_worse(record: RunRecord) -> list[Sign]:
 
 def teacher_is_worse(record: RunRecord) -> list[Sign]:
     """Find teachers that know less than the student."""
-    student = record.summary.get("top1")
+    student, count = record.summary.get("top1"), record.summary.get("num_samples")
     if student is None:
         return []
     return [
@@ -78,7 +90,7 @@ def teacher_is_worse(record: RunRecord) -> list[Sign]:
             "take a better teacher, or train this one longer",
         )
         for teacher in record.summary.get("teachers", ())
-        if teacher.get("top1") is not None and teacher["top1"] < student
+        if student - teacher.get("top1", student) > noise_of_difference(student, count)
     ]
 
 
@@ -104,12 +116,13 @@ def still_improves(record: RunRecord) -> list[Sign]:
 
 def got_worse(record: RunRecord) -> list[Sign]:
     """Look whether the best epoch is long past."""
-    values = curve(record.epochs, "top1")
+    scored = [line for line in record.epochs if line.get("top1") is not None]
+    values = curve(scored, "top1")
     if len(values) < FEWEST:
         return []
     best, last = max(values), values[-1]
-    when = 1 + record.epochs[values.index(best)]["epoch"]
-    epochs = 1 + record.epochs[-1]["epoch"]
+    when = 1 + scored[values.index(best)]["epoch"]
+    epochs = 1 + scored[-1]["epoch"]
     noise = noise_of_difference(best, record.epochs[-1].get("num_samples"))
     if best - last <= noise or when > 0.8 * epochs:
         return []

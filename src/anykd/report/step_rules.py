@@ -16,14 +16,24 @@ __all__ = [
 ]
 
 _TASK = "task"
-_FALLS = 0.02
-"""Part of its first value by which a term must fall."""
+_STAYS = 0.02
+"""Part of its first value; a term that falls by less has not fallen."""
+_FALLS = 0.2
+"""Part of its first value; a term that falls by more is worth a good word."""
+_ENOUGH = 20
+"""Logged values of a term before one that did not fall is complained of: single ones are noise."""
+_FOLLOWS = 90.0
+"""Agreement with the teacher, in percent, from which on there is not much left to fall."""
 _OUTWEIGHS = 10.0
 """Times the task's gradient that a term may weigh."""
 _LITTLE = 0.01
 """Share of the gradient below which a term does hardly anything."""
+_TRAINS_THE_FUSION = "teacher_fusion"
+"""FBT's terms of this link are there for the fusion, whatever they do to the student."""
 _MOST_OF_THE_TIME = 0.5
 _WAITS = 0.3
+_LOOKS = 3
+"""Looks before anything is said of the wait for images."""
 _MANY_BAD = 0.01
 """Share of the steps that may be skipped without more than a note."""
 _SHOWN = 4
@@ -58,16 +68,17 @@ def terms_fall(record: RunRecord) -> list[Sign]:
         said = f"{name} from {first:.3g} to {last:.3g}"
         if first - last > _FALLS * abs(first):
             fell.append(said)
-        elif first:
+        elif first - last <= _STAYS * abs(first) and first and len(values) >= _ENOUGH:
             stayed.append(said)
-    if stayed:
+    if stayed and (record.summary.get("agreement") or 0.0) < _FOLLOWS:
         said = (
             f"{_terms(len(stayed))} did not fall between the first and the last tenth of training"
         )
-        remedy = "raise the weight or train longer; where it still does not fall, leave it out"
+        remedy = "raise its weight or train longer; where it still does not fall, leave it out"
         return [Sign("warning", "term-did-not-fall", f"{said}: {_listed(stayed)}", remedy)]
     if fell:
-        return [Sign("good", "terms-fell", f"what is to be learnt is learnt: {_listed(fell)}")]
+        said = f"{_terms(len(fell))} of distillation fell: {_listed(fell)}"
+        return [Sign("good", "terms-fell", said)]
     return []
 
 
@@ -82,9 +93,10 @@ def terms_outweigh_the_task(record: RunRecord) -> list[Sign]:
     ]
     if not heavy:
         return []
+    share = 100 * _typical(record, "grad_shares").get(_TASK, 0.0)
     said = (
         f"against the task's gradient, {_terms(len(heavy))} {_listed(heavy)} as much "
-        f"(median of {_looks(record)}): the labels hardly count"
+        f"(median of {_looks(record)}): the labels have {share:.2g} % of the sum of all norms"
     )
     return [Sign("warning", "term-outweighs-task", said, "lower the weight in [method]")]
 
@@ -95,7 +107,7 @@ def terms_weigh_little(record: RunRecord) -> list[Sign]:
         f"{name} {100 * share:.2g} %"
         for name, share in _typical(record, "grad_shares").items()
         # At 0 it trains something else than the student, or has no weight.
-        if name != _TASK and 0 < share < _LITTLE
+        if name != _TASK and not name.startswith(_TRAINS_THE_FUSION) and 0 < share < _LITTLE
     ]
     if not light:
         return []
@@ -127,7 +139,9 @@ def teacher_takes_the_time(record: RunRecord) -> list[Sign]:
 def waits_for_data(record: RunRecord) -> list[Sign]:
     """Look at the share of the time that passes without images."""
     shares = curve(record.diagnoses, "data_share")
-    if not shares or median(shares) <= _WAITS:
+    # In short epochs most of the wait is that for the first images.
+    steps = 1 + max((line["step"] for line in record.steps), default=0)
+    if len(shares) < _LOOKS or steps < _ENOUGH or median(shares) <= _WAITS:
         return []
     return [
         Sign(

@@ -10,6 +10,7 @@ from .score_rules import (
     fusion_is_worse,
     got_worse,
     still_improves,
+    student_is_broken,
     teacher_is_worse,
 )
 from .sign import Sign
@@ -28,6 +29,7 @@ __all__ = ["Sign", "judge", "judge_group"]
 Rule = Callable[[RunRecord], list[Sign]]
 
 _RULES: tuple[Rule, ...] = (
+    student_is_broken,
     steps_were_bad,
     terms_fall,
     terms_outweigh_the_task,
@@ -77,7 +79,8 @@ def _sorted(signs: Sequence[Sign]) -> tuple[Sign, ...]:
 
 
 def _about_gain(gain: Gain) -> Sign:
-    said = f"top-1 is {gain.mean:+.2f} points against the control"
+    points = f"{gain.mean:+.2f}".replace("-", "−")
+    said = f"top-1 is {points} points against the control"
     how = f"{gain.n} pairs of the same seed" if gain.paired else f"n = {gain.n}, seeds not paired"
     if gain.half_width is None:
         return Sign(

@@ -50,7 +50,7 @@ def analyze_before(parts: Parts, directory: RunDir, progress: Progress) -> None:
         found = _collect(parts, min(parts.recipe.analysis.num_samples, CKA_SAMPLES))
         directory.write_json(_before(directory.analysis.parent), finite(_matrices(found)))
 
-    _on_first_rank(analyze, parts, progress)
+    _on_first_rank(analyze, parts, progress, then="the run goes on without it")
 
 
 def analyze_after(parts: Parts, directory: RunDir, progress: Progress) -> None:
@@ -71,10 +71,12 @@ def analyze_after(parts: Parts, directory: RunDir, progress: Progress) -> None:
         save = partial(_write, values=values, before=before, reader=parts.data.val)
         write_atomically(directory.analysis.parent, save)
 
-    _on_first_rank(analyze, parts, progress)
+    _on_first_rank(analyze, parts, progress, then="the run is complete without it")
 
 
-def _on_first_rank(analyze: Callable[[], None], parts: Parts, progress: Progress) -> None:
+def _on_first_rank(
+    analyze: Callable[[], None], parts: Parts, progress: Progress, *, then: str
+) -> None:
     """Let the first rank analyse while the others wait: that takes seconds."""
     if not parts.recipe.analysis.num_samples or not len(parts.data.val):
         return
@@ -84,8 +86,7 @@ def _on_first_rank(analyze: Callable[[], None], parts: Parts, progress: Progress
                 analyze()
             except Exception as error:  # whatever an odd model raises, the run is what counts
                 progress.say(
-                    f"the analysis failed ({type(error).__name__}: {first_line(error)}); the run "
-                    "is complete without it"
+                    f"the analysis failed ({type(error).__name__}: {first_line(error)}); {then}"
                 )
         wait_for_all()
 
