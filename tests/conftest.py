@@ -15,6 +15,7 @@ WriteImages = Callable[..., Path]
 # Two cores, several pytest workers: one thread each is fastest and leaves sums in one order.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # also where a test imports onnxruntime before anykd
 os.environ["COLUMNS"] = "200"  # error lines are not wrapped
 
 DEV_DATA = Path(os.environ.get("ANYKD_DEV_DATA", Path(__file__).parents[2] / "shared" / "data"))

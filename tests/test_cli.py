@@ -3,15 +3,20 @@
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import typer
 
 from anykd import __version__
+from anykd.cli import app
 from anykd.methods import METHODS
 from tests.experiment.runs import CNN, DATA, anykd, short, train_vit
 
+ROOT: Any = typer.main.get_command(app)
 CONSOLE_SCRIPT = Path(sys.executable).parent / "anykd"
 COMMANDS = (
     *("demo", "distill", "plan", "train", "evaluate", "analyze", "report", "export"),
@@ -49,6 +54,13 @@ def refused(*arguments: object) -> tuple[str, str]:
     return first.removeprefix("error: "), "".join(rest).removeprefix("hint: ")
 
 
+def every_command(command: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """A command and those below it, each with the words that are typed for it."""
+    yield words, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from every_command(below, *words, name)
+
+
 class TestHelp:
     def test_comes_in_half_a_second_without_torch(self):
         code = (
@@ -75,6 +87,18 @@ class TestHelp:
         done = anykd(command, "--help")
         assert done.code == 0
         assert f"anykd {command}" in done.out
+
+    @pytest.mark.parametrize(("words", "command"), list(every_command(ROOT)))
+    def test_says_all_that_was_written(self, words, command, monkeypatch):
+        # What stands in brackets is markup to the library that lays the text out.
+        monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 500)
+        shown = " ".join(anykd(*words, "--help").out.replace("│", " ").split())
+        for part in (command, *command.params):
+            text = " ".join((getattr(part, "help", None) or "").split()).replace("\\[", "[")
+            assert text in shown
+            default = getattr(part, "show_default", None)
+            if isinstance(default, str):
+                assert f"[default: ({default})]" in shown
 
     def test_version_is_that_of_the_package(self):
         assert anykd("--version").out == f"anykd {__version__}\n"

@@ -1,6 +1,7 @@
 """Files are whole or not there, and what keeps them from being written is said in words."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from anykd.errors import CheckpointError
-from anykd.files import expanded, make_folder, write_atomically, written
+from anykd.files import expanded, json_text, make_folder, write_atomically, written
 
 
 def everything(folder: Path) -> dict[str, str]:
@@ -161,3 +162,15 @@ def test_a_home_that_nobody_has_is_a_name_like_others():
 def test_a_folder_that_cannot_be_made_is_refused_and_not_tried_for_ever():
     with pytest.raises(FileNotFoundError):
         make_folder(Path("/proc/anykd/x"))
+
+
+@pytest.mark.parametrize("indent", [2, None])
+def test_what_json_cannot_say_is_null(indent):
+    values = {"a": [float("nan"), 1.5, float("-inf")], "b": (True, None, "nan"), "c": {"d": 1e999}}
+    text = json_text(values, indent=indent)
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [None, 1.5, None],
+        "b": [True, None, "nan"],
+        "c": {"d": None},
+    }
+    assert ("\n" in text) == (indent is not None)

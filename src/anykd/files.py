@@ -1,6 +1,8 @@
 """How files are written so that none is ever half there, and what is said where they cannot be."""
 
 import errno
+import json
+import math
 import os
 import re
 import shutil
@@ -8,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -15,6 +18,8 @@ from anykd.errors import CheckpointError
 
 __all__ = [
     "expanded",
+    "finite",
+    "json_text",
     "make_folder",
     "remove_unfinished",
     "sync",
@@ -118,6 +123,29 @@ def remove_unfinished(folder: Path) -> None:
     """Take away what killed processes left half-written in a folder that nobody writes to now."""
     for left in folder.glob(f"{_UNFINISHED}*/"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None in the place of NaN and infinity, which JSON does not have.
+
+    Args:
+        value: Of dicts, lists and tuples, the latter as lists then.
+    """
+    if isinstance(value, dict):
+        return {key: finite(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_text(values: Any, *, indent: int | None = 2) -> str:
+    """Plain values as JSON that every reader takes: None stands where there is no number.
+
+    Args:
+        values: Of dicts, lists, tuples, text and numbers.
+        indent: Of the lines; None writes one line.
+    """
+    return json.dumps(finite(values), indent=indent, allow_nan=False)
 
 
 def expanded(path: str | Path) -> Path:

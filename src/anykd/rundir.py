@@ -30,7 +30,7 @@ from typing import Any
 
 from anykd.distributed import rank, wait_for_all
 from anykd.errors import CheckpointError, first_line
-from anykd.files import make_folder, remove_unfinished, sync, write_atomically, written
+from anykd.files import json_text, make_folder, remove_unfinished, sync, write_atomically, written
 from anykd.lock import held, is_lock
 
 __all__ = ["RunDir", "write_atomically", "written"]
@@ -174,8 +174,8 @@ class RunDir:
         write_atomically(path, lambda new: _write_text(new, text))
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
-        """Write one of the run's JSON files whole."""
-        self.write_text(path, json.dumps(values, indent=2) + "\n")
+        """Write one of the run's JSON files whole, with null where a number is not finite."""
+        self.write_text(path, json_text(values) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
         """Read the numbers of a finished run.
@@ -204,9 +204,9 @@ class RunDir:
             ) from error
 
     def log(self, values: dict[str, Any]) -> None:
-        """Append one line to the metrics."""
+        """Append one line to the metrics, with null where a number is not finite."""
         with written(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json_text(values, indent=None) + "\n")
 
     def metrics_bytes(self) -> int:
         """Put the metrics on the disk, and say how long they are."""

@@ -21,7 +21,6 @@ from anykd.errors import ModelError
 from anykd.experiment.analysis import of_run
 from anykd.experiment.analysis.images import Shown
 from anykd.experiment.analysis.layers import ModelLayers
-from anykd.experiment.analysis.of_run import finite
 from anykd.models import create_staged
 from anykd.recipe import Recipe
 from tests.experiment.cache.making import cache
@@ -365,11 +364,6 @@ class TestEvaluate:
         done = anykd("evaluate", kd, "--teacher", "resnt18")
         assert done.code == 2
         assert "error: no model is called 'resnt18'" in done.err
-
-
-def test_what_json_cannot_say_is_null():
-    found = finite({"a": [float("nan"), 1.5, float("-inf")], "b": (True, None, "nan")})
-    assert found == {"a": [None, 1.5, None], "b": [True, None, "nan"]}
 
 
 def test_images_are_mixed_and_the_same_each_time():

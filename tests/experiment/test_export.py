@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -154,6 +155,36 @@ print("used")
     assert done.stdout.strip() == "used", done.stderr
 
 
+def test_an_onnx_export_keeps_nothing_in_the_home_folder(runs, tmp_path):
+    """Where onnxruntime reports its use over the network it keeps a database there."""
+    ours = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "TORCH_HOME")
+    env = {key: value for key, value in os.environ.items() if key not in ours}
+    script = f"import anykd.experiment.export as e; e.export_run({str(runs('cnn'))!r}, out='out')"
+    (tmp_path / "home").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=env | {"HOME": str(tmp_path / "home")},
+        check=True,
+    )
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    assert list((tmp_path / "home").rglob("*")) == []
+
+
+def test_the_config_tells_of_no_weights_that_the_student_lacks(runs, tmp_path):
+    export_run(runs("cnn"), ["timm"], out=tmp_path)
+    card = ModelCard.load(tmp_path / "timm" / "README.md")
+    assert card.data.to_dict()["license"] == "unknown"
+    names = ("license", "tag", "origin_url", "paper_ids", "hf_hub_id", "url")
+    offered: Any = timm.create_model("resnet18").pretrained_cfg
+    config = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]
+    loaded: Any = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    for name in names:
+        assert offered[name]
+        assert name not in config
+        assert not loaded.pretrained_cfg.get(name)
+
+
 def test_with_preprocessing_it_takes_pixels(runs, tmp_path):
     run = runs("cnn")
     done = export_run(run, ["onnx", "torch"], out=tmp_path, with_preprocessing=True)
@@ -208,6 +239,18 @@ def test_files_say_what_they_take_and_give(deployed):
     extra = {"anykd.json": ""}
     torch.export.load(folder / "model.pt2", extra_files=extra)
     assert json.loads(extra["anykd.json"])["output"] == told["output"]
+
+
+def test_the_batch_dimension_has_its_name(deployed):
+    folder, _ = deployed
+    for file in ("model.onnx", "model_int8.onnx"):
+        graph = onnx.load(folder / file).graph
+        for value in (*graph.input, *graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+        named = {
+            dim.dim_param for value in graph.value_info for dim in value.type.tensor_type.shape.dim
+        }
+        assert named <= {"", "batch"}
 
 
 def test_integers_are_calibrated_on_training_images_and_their_cost_is_told(deployed):

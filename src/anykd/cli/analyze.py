@@ -1,6 +1,5 @@
 """``anykd analyze``: how alike two models' features are."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +30,7 @@ def analyze(
 ) -> None:
     """Compare every stage of one model with every stage of another, by CKA, on held-out images."""
     from anykd.experiment.analysis.two_models import analyze_models
+    from anykd.files import json_text
 
     found = analyze_models(
         first,
@@ -41,6 +41,6 @@ def analyze(
         image_size=image_size,
         overrides=overrides or [],
     )
-    print_once(json.dumps(found.to_dict(), indent=2) if as_json else found.text())
+    print_once(json_text(found.to_dict()) if as_json else found.text())
     if out is not None and is_first():
         found.write(out)

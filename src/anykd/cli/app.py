@@ -4,7 +4,6 @@ Results go to standard output, progress and errors to standard error. Exit statu
 2 something that the user can mend. torch and timm take seconds to import, so commands import them.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -135,6 +134,7 @@ def plan(
     The exit status is 2 where something is wrong that would stop it.
     """
     from anykd.experiment import load_recipe, make_plan
+    from anykd.files import json_text
 
     if not method and recipe is None:
         method = ["ofa"]
@@ -142,7 +142,7 @@ def plan(
     common = common_flags(data, epochs, batch_size, image_size, seed)
     made = make_plan(load_recipe(recipe, flags | common, overrides or []), steps=steps)
     if as_json:
-        typer.echo(json.dumps(made.to_dict(), indent=2))
+        typer.echo(json_text(made.to_dict()))
     else:
         width = min(shutil.get_terminal_size().columns, 100)
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -214,7 +214,9 @@ def evaluate(
     ] = "val",
     teacher: Annotated[
         str | None,
-        typer.Option(help="Model to be compared with. [default: a run's teacher, if it is a run]"),
+        typer.Option(
+            help="Model to be compared with.", show_default="a run's teacher, if it is a run"
+        ),
     ] = None,
     image_size: ImageSize = None,
     overrides: Set = None,
@@ -225,6 +227,7 @@ def evaluate(
     --set changes the run's recipe, in which the model is the student: --set student.mean=0.5.
     """
     from anykd.experiment import evaluate_model
+    from anykd.files import json_text
 
     found = evaluate_model(
         model,
@@ -235,7 +238,7 @@ def evaluate(
         split=split,
         overrides=overrides or [],
     )
-    print_once(json.dumps(found.to_dict(), indent=2) if as_json else found.text())
+    print_once(json_text(found.to_dict()) if as_json else found.text())
 
 
 @app.command()

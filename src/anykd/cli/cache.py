@@ -1,6 +1,5 @@
 """``anykd cache``: a teacher's outputs, stored once for many students."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -51,20 +50,22 @@ def build(
     teacher_head: TeacherHead = None,
     method: MethodNames = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Its folder. [default: teacher.cache]")
+        Path | None,
+        typer.Option("--out", "-o", help="Its folder.", show_default="teacher.cache"),
     ] = None,
     views: Annotated[
         int | None, typer.Option(help="Different views of each image; epochs show them in turn.")
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Keep the best K class scores. [default: all]")
+        int | None, typer.Option(help="Keep the best K class scores.", show_default="all")
     ] = None,
     dtype: Annotated[StoredType, typer.Option(help="Type of what is stored.")] = StoredType.FLOAT16,
     pooled: Annotated[
         bool | None,
         typer.Option(
             "--pooled/--no-pooled",
-            help="Keep the vectors before the classifier. [default: where a method reads them]",
+            help="Keep the vectors before the classifier.",
+            show_default="where a method reads them",
         ),
     ] = None,
     number: Annotated[int, typer.Option(help="Which of several teachers, from 1.")] = 1,
@@ -112,10 +113,11 @@ def info(
 ) -> None:
     """Show what a cache was made of, and what it can serve."""
     from anykd.experiment import describe_cache, open_cache
+    from anykd.files import json_text
 
     cache = open_cache(path)
     if as_json:
         manifest = cache.manifest.model_dump(mode="json")
-        typer.echo(json.dumps(manifest, indent=2))
+        typer.echo(json_text(manifest))
         return
     typer.echo(describe_cache(cache))

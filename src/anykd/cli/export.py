@@ -26,11 +26,13 @@ def export(
         typer.Option(
             "--format",
             help="timm (the hub's layout with a model card), onnx, or torch (torch.export). "
-            "Several may be given. [default: onnx]",
+            "Several may be given.",
+            show_default="onnx",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the files. [default: RUN/export]")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the files.", show_default="RUN/export"),
     ] = None,
     with_preprocessing: Annotated[
         bool,

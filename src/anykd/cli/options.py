@@ -32,8 +32,9 @@ RecipeArgument = Annotated[Path | None, typer.Argument(help="Recipe (TOML); flag
 Data = Annotated[
     str | None,
     typer.Option(
-        help="Folder of class folders, digits, synthetic:CLASSESxN, cifar100[:ROOT] or another set "
-        "of torchvision, hf:NAME[@SPLIT], parquet:PATH, or wds:URL (docs/guides/data.md)."
+        # A backslash keeps a bracket from being taken for markup.
+        help="Folder of class folders, digits, synthetic:CLASSESxN, cifar100\\[:ROOT] or another "
+        "set of torchvision, hf:NAME\\[@SPLIT], parquet:PATH, or wds:URL (docs/guides/data.md)."
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory.")]
@@ -70,7 +71,7 @@ Student = Annotated[
 ]
 MethodNames = Annotated[
     list[str] | None,
-    typer.Option("--method", help="See `anykd methods`. Several: ofa+fitnet. [default: ofa]"),
+    typer.Option("--method", help="See `anykd methods`. Several: ofa+fitnet.", show_default="ofa"),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training set.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images per optimiser step.")]

@@ -1,6 +1,5 @@
 """A run in progress: what it does at each point of training, and what it writes."""
 
-import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from anykd.engine import (
 )
 from anykd.environment import describe_environment
 from anykd.errors import CheckpointError, StoppedError, first_line
+from anykd.files import finite
 from anykd.models import StagedModel, save_model
 from anykd.progress import Progress
 from anykd.report.record import read_run
@@ -164,7 +164,7 @@ class Running:
             write_atomically(self.directory.student, save)
         # The student is safe now, whatever becomes of what is told of it.
         analyze_after(self.parts, self.directory, self.progress)
-        summary = self._summary()
+        summary = finite(self._summary())  # what is returned is what the file says
         summary["working"] = from_first_rank(partial(self._signs, summary))
         if self.is_first:
             self.directory.write_json(self.directory.summary, summary)
@@ -207,8 +207,7 @@ class Running:
 
     def _log(self, values: dict[str, Any]) -> None:
         if self.is_first:
-            # JSON knows neither NaN nor infinity.
-            self.directory.log(_or_null(values))
+            self.directory.log(values)
             self.trackers.log(values)
 
     def _score(self, trainer: Trainer) -> None:
@@ -285,12 +284,6 @@ class Running:
             "seconds": round(history.seconds, 1),
             "findings": kept_findings(self.plan),
         }
-
-
-def _or_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _or_null(own) for key, own in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _about_head(teacher: dict[str, Any]) -> str:

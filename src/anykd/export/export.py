@@ -1,7 +1,6 @@
 """A trained student as files for deployment, each of which is run before it is kept."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from anykd.errors import CheckpointError, ModelError, RecipeError, first_line, nearest
-from anykd.files import make_folder, write_atomically, written
+from anykd.files import json_text, make_folder, write_atomically, written
 from anykd.models import StagedModel
 
 from .card import CardFacts, model_card
@@ -123,10 +122,12 @@ def export_student(
         int8: Whether an ONNX file of integers is written as well.
 
     Raises:
-        ModelError: If the student cannot be exported, or a file does not do what it does.
+        ModelError: If the student cannot be exported, its own scores are no finite numbers, or a
+            file does not do what it does.
         CheckpointError: If a file cannot be written.
     """
     logits = _logits(source.student, samples.held_out)
+    _require_finite(logits)
     found = []
     with written(out):
         folders = make_folder(out)
@@ -134,7 +135,7 @@ def export_student(
         targets = _targets(source, out, formats, samples, takes_bytes=takes_bytes, int8=int8)
         for target in targets:
             done = _write(target, out / target.file, source, samples, logits)
-            text = json.dumps(done.to_dict(), indent=2) + "\n"
+            text = json_text(done.to_dict()) + "\n"
             write_atomically(done.report, partial(_write_text, text))
             found.append(done)
     finally:
@@ -142,6 +143,21 @@ def export_student(
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
     return tuple(found)
+
+
+def _require_finite(logits: Float[Tensor, "images classes"]) -> None:
+    """Refuse a student that is broken itself: no file of it could be right.
+
+    Raises:
+        ModelError: If an output on a real image is NaN or infinite.
+    """
+    broken = int((~logits.isfinite()).any(dim=1).sum())
+    if broken:
+        raise ModelError(
+            f"the student itself is broken: its outputs are not finite numbers on {broken} of "
+            f"{len(logits)} held-out images, so no file could be compared with it",
+            hint="its training has diverged: train it again, with a lower train.peak_lr",
+        )
 
 
 def _write_text(text: str, path: Path) -> None:

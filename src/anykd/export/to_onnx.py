@@ -1,6 +1,7 @@
 """ONNX: a program that onnxruntime, and most other runtimes, execute."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,10 @@ from anykd.errors import ModelError, first_line
 
 from .quiet import quiet
 from .signature import INPUT, Signature
+
+# Read when onnxruntime is imported, here and in what others do with it in this process: without it
+# the library reports its use over the network, and keeps a database of that in the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["load_onnx", "quantise", "require_onnx", "write_onnx"]
 
@@ -68,6 +73,8 @@ def write_onnx(
                 dynamo=True,
                 input_names=[INPUT],
                 output_names=[signature.output],
+                # The program is dynamic by itself, with a name that torch has counted up.
+                dynamic_shapes=({0: "batch"},),
                 verbose=False,
             )
     except Exception as error:

@@ -36,6 +36,12 @@ _SAVED = "anykd"
 
 _PREFIXED = {"torchvision": from_torchvision, "transformers": from_transformers}
 
+_OF_OTHER_WEIGHTS = {
+    *("url", "file", "source", "hf_hub_id", "hf_hub_filename", "tag"),
+    *("license", "description", "notes", "origin_url", "paper_name", "paper_ids"),
+}
+"""What timm's configs tell of the weights that its authors offer, also where a model has others."""
+
 
 def model_names(pattern: str = "*") -> list[str]:
     """List the architectures whose name matches a shell pattern: timm's, unless it names a source.
@@ -170,7 +176,8 @@ def save_model(
 
     Without anykd, a timm model is loaded by ``timm.create_model("local-dir:FOLDER",
     pretrained=True)``; one of transformers by ``AutoModelForImageClassification.from_pretrained(
-    FOLDER)``; the weights of any other by its own ``load_state_dict``.
+    FOLDER)``; the weights of any other by its own ``load_state_dict``. The config says how the
+    model sees images, but nothing of licence and origin: it cannot know them of these weights.
 
     Args:
         staged: The model.
@@ -180,6 +187,8 @@ def save_model(
     """
     # safetensors wants plain layout on the CPU; the student may be elsewhere, in channels_last.
     model = copy.deepcopy(staged.model).cpu().to(memory_format=torch.contiguous_format)
+    kept = dict(getattr(model, "pretrained_cfg", None) or {})
+    kept = {key: value for key, value in kept.items() if key not in _OF_OTHER_WEIGHTS}
     data = {
         "input_size": (3, *staged.image_size),
         "mean": staged.view.mean,
@@ -189,13 +198,14 @@ def save_model(
     }
     if _is_timms(staged):
         own = {"label_names": list(class_names)} if class_names else {}
+        model.pretrained_cfg = kept
         save_for_hf(model, str(folder), model_config=own, data_config=data, safe_serialization=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
     # Tensors that share memory are written twice, and each under its own name.
     state = {key: value.contiguous().clone() for key, value in _plain(model).state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = dict(getattr(model, "pretrained_cfg", None) or {}) | data
+    config = kept | data
     config.pop("label_names", None)
     config |= {"label_names": list(class_names)} if class_names else {}
     origin = staged.origin

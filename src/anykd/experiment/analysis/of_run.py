@@ -1,7 +1,5 @@
 """The analysis of a run: its student against its teachers, before training and after."""
 
-import json
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from anykd.distributed import rank, wait_for_all, world_size
 from anykd.errors import first_line
 from anykd.experiment.assemble import Parts
 from anykd.experiment.scoring import class_names, kept_student, measure
+from anykd.files import json_text
 from anykd.progress import Progress
 from anykd.rundir import RunDir, write_atomically
 
@@ -24,7 +23,7 @@ from .examples import choose_examples, write_examples
 from .images import ModelView, Shown
 from .scores import score
 
-__all__ = ["analyze_after", "analyze_before", "finite"]
+__all__ = ["analyze_after", "analyze_before"]
 
 Values = dict[str, Any]
 
@@ -48,7 +47,7 @@ def analyze_before(parts: Parts, directory: RunDir, progress: Progress) -> None:
 
     def analyze() -> None:
         found = _collect(parts, min(parts.recipe.analysis.num_samples, CKA_SAMPLES))
-        directory.write_json(_before(directory.analysis.parent), finite(_matrices(found)))
+        directory.write_json(_before(directory.analysis.parent), _matrices(found))
 
     _on_first_rank(analyze, parts, progress, then="the run goes on without it")
 
@@ -199,16 +198,7 @@ def _write(folder: Path, values: Values, before: Values, reader: Reader) -> None
     write_examples(folder / "examples", values["examples"], reader)
     for path, content in ((folder / "analysis.json", values), (_before(folder), before)):
         if content:
-            path.write_text(json.dumps(finite(content), indent=2) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """Put None where there is no number, as of a student that has diverged: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: finite(own) for key, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            path.write_text(json_text(content) + "\n")
 
 
 def _before(folder: Path) -> Path:

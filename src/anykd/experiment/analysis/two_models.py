@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from anykd.data import AugmentConfig, open_split
 from anykd.engine import autocast, choose_dtype, launched
 from anykd.errors import DataError, RecipeError
 from anykd.experiment.teachers import load_with_weights
-from anykd.files import write_atomically
+from anykd.files import json_text, write_atomically
 from anykd.models import StagedModel, require_known
 from anykd.models.probe import evaluating
 from anykd.recipe import Recipe, TeacherConfig, apply_overrides, read_toml
@@ -96,7 +95,7 @@ class Likeness:
             self.cka, self.rows, self.columns, title=title, row_model=first, column_model=second
         )
         writers: tuple[Any, ...] = (
-            lambda path: path.write_text(json.dumps(self.to_dict(), indent=2) + "\n"),
+            lambda path: path.write_text(json_text(self.to_dict()) + "\n"),
             lambda path: path.write_text(self.csv()),
             figure.savefig,
             partial(figure.savefig, dpi=150),

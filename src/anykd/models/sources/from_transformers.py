@@ -139,6 +139,7 @@ def rebuild(request: ModelRequest, config: dict[str, Any]) -> nn.Module:
 def saved_config(model: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
     """What transformers itself reads from ``config.json`` to make the model again."""
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    config.pop("_name_or_path", None)  # where other weights lie
     if class_names:
         config["id2label"] = dict(enumerate(class_names))
         config["label2id"] = {name: i for i, name in enumerate(class_names)}
