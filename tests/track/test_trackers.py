@@ -1,8 +1,12 @@
 """Each tracker by its own library, on this machine's disk: what is written is read back."""
 
+import json
+import os
 import struct
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +82,12 @@ def read_trackio(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], str,
     from trackio.sqlite_storage import SQLiteStorage
 
     curves: dict[str, list[tuple[int, float]]] = {}
-    for row in SQLiteStorage.get_logs("pairs", "kd-0"):
+    run = json.loads((folder / "trackers.json").read_text())["trackio"]
+    assert run.startswith("kd-0-")
+    for row in SQLiteStorage.get_logs("pairs", run):
         for name in row.keys() - {"step", "timestamp"}:
             curves.setdefault(name, []).append((row["step"], row[name]))
-    config = str(SQLiteStorage.get_run_config("pairs", "kd-0"))
+    config = str(SQLiteStorage.get_run_config("pairs", run))
     return curves, config, curves["summary/top1"][0][1]
 
 
@@ -170,6 +176,111 @@ def test_holds_every_number_once_with_settings_and_summary(name, tmp_path):
     assert "train.peak_lr" in settings
     assert "resnet18" in settings
     assert top1 == 60.0
+
+
+def test_two_runs_of_one_name_stay_apart_in_trackio(tmp_path):
+    first, second = tmp_path / "x1" / "kd-0", tmp_path / "x2" / "kd-0"
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    tell("trackio", first, LINES).finish(None)
+    tell("trackio", second, LINES + LATER).finish(SUMMARY)
+    tell("trackio", first, LATER, told=frozenset()).finish(SUMMARY)
+    for folder in (first, second):
+        curves, _, _ = read_trackio(folder)
+        assert [step for step, _ in curves["train/loss"]] == [0, 9, 10, 19]
+        assert len(curves["summary/top1"]) == 1
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from anykd.track import RunToTrack, TrackConfig, Trackers
+
+for folder in map(Path, sys.argv[2:]):
+    run = RunToTrack(folder, "pairs", folder.name, {"train.peak_lr": 0.1})
+    config = TrackConfig(to=tuple(sys.argv[1].split(",")))
+    trackers = Trackers(config, run, steps_per_epoch=10, warn=print)
+    for step in range(10):
+        trackers.log({"event": "step", "epoch": 0, "step": step, "loss": 1.0})
+    trackers.finish({"top1": 60.0})
+"""
+
+
+def alone(tmp_path: Path, *folders: Path, names: Iterable[str] = READERS) -> list[str]:
+    """Tell trackers of runs in a process of their own; the lines that it prints."""
+    home, current = tmp_path / "home", tmp_path / "current"
+    home.mkdir()
+    current.mkdir()
+    ours = ("MLFLOW_", "WANDB_", "TRACKIO_", "HF_", "XDG_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, ",".join(names), *folders],
+        env=environment | {"HOME": str(home)},
+        cwd=current,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not [*home.iterdir(), *current.iterdir()]
+    return (done.stderr + done.stdout).splitlines()
+
+
+def test_they_write_beside_the_run_and_print_nothing(tmp_path):
+    runs = tmp_path / "runs"
+    (runs / "kd-0").mkdir(parents=True)
+    assert alone(tmp_path, runs / "kd-0") == []
+    assert {path.name for path in runs.iterdir()} == {"kd-0", "trackio", "mlflow.db"}
+    assert (runs / "trackio" / "pairs.db").is_file()
+    written = {path.name for path in (runs / "kd-0").iterdir()}
+    assert written == {"tensorboard", "wandb", "trackers.json"}
+
+
+def test_a_process_that_changes_trackio_s_folder_is_told_how(tmp_path):
+    folders = [tmp_path / name / "kd-0" for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    (line,) = alone(tmp_path, *folders, names=["trackio"])
+    assert line == (
+        f"trackio is not told of this run any more: this process uses it with "
+        f"{tmp_path / 'a' / 'trackio'} and cannot change to {tmp_path / 'b' / 'trackio'}; "
+        f"set TRACKIO_DIR to have one folder for all runs"
+    )
+    assert not (folders[1] / "trackers.json").exists()
+
+
+def test_where_they_cannot_write_each_says_one_line(tmp_path):
+    folder = tmp_path / "runs" / "kd-0"
+    folder.mkdir(parents=True)
+    for path in (folder / "tensorboard", folder / "wandb", folder.parent / "trackio"):
+        path.write_text("no folder")
+    (folder.parent / "mlflow.db").write_text("no database, but longer than its header would be")
+    lines = alone(tmp_path, folder)
+    dropped = " is not told of this run any more: "
+    assert [line.partition(dropped)[:2] for line in lines] == [(name, dropped) for name in READERS]
+
+
+def test_trackio_that_breaks_while_it_is_told_says_so_once(tmp_path, capsys):
+    import trackio
+
+    words: list[str] = []
+    trackers = Trackers(
+        TrackConfig(to=("trackio",)),
+        RunToTrack(tmp_path, "breaks", "kd-0", SETTINGS),
+        steps_per_epoch=STEPS_PER_EPOCH,
+        warn=words.append,
+    )
+    (trackio.utils.TRACKIO_DIR / "breaks.db").mkdir()
+    deadline = time.monotonic() + 20
+    while not words and time.monotonic() < deadline:
+        trackers.log(LINES[0])
+        time.sleep(0.05)
+    for one in LINES:
+        trackers.log(one)
+    trackers.finish(SUMMARY)
+    (word,) = words
+    assert word.startswith("trackio is not told of this run any more: trackio failed to flush")
+    assert capsys.readouterr() == ("", "")
+    assert trackio.context_vars.current_run.get() is None  # nothing is left to speak at exit
 
 
 class Broken:

@@ -1,11 +1,13 @@
 """What every tracker can do, and the run that it is told of."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["RunToTrack", "Tracker"]
+__all__ = ["RunToTrack", "Tracker", "environment_default"]
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,20 @@ class Tracker(Protocol):
     def finish(self, summary: Mapping[str, float] | None) -> None:
         """Take in the run's last numbers and close; None where it was interrupted."""
         ...
+
+
+@contextmanager
+def environment_default(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment for a while, unless the user has set it."""
+    before = os.environ.get(name)
+    if before:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:  # the next run lies elsewhere, and has a default of its own
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,12 +1,17 @@
 """MLflow: a database beside the runs, shown by ``mlflow ui``."""
 
 import os
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import final
 
 from .base import RunToTrack
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
+# Both are read when it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # it tells of every table that it makes
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
@@ -30,7 +35,11 @@ class MLflow:
 
     def __init__(self, run: RunToTrack) -> None:
         beside = run.folder.resolve().parent
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{beside / 'mlflow.db'}"
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            path = beside / "mlflow.db"
+            _require_writable(path)
+            uri = f"sqlite:///{path}"
         self._client = MlflowClient(tracking_uri=uri)
         if run.known_as is not None:
             self.run_id = run.known_as
@@ -59,3 +68,14 @@ class MLflow:
         if summary is not None:
             self.log({f"summary/{name}": value for name, value in summary.items()}, 0)
         self._client.set_terminated(self.run_id, "KILLED" if summary is None else "FINISHED")
+
+
+def _require_writable(path: Path) -> None:
+    """Refuse at once a database that cannot be written to; MLflow would try for two minutes.
+
+    Raises:
+        sqlite3.Error: If it cannot.
+    """
+    with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("ROLLBACK")

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Literal, cast, final
 
-from .base import RunToTrack
+from .base import RunToTrack, environment_default
 
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when it is imported
 
@@ -29,22 +29,24 @@ class WandB:
         mode = cast("_Mode", os.environ.get("WANDB_MODE", "offline"))
         self.run_id = run.known_as or uuid.uuid4().hex[:8]
         goes_on = run.known_as is not None and mode == "online"
-        self._run = wandb.init(
-            project=run.project,
-            name=run.name,
-            id=self.run_id,
-            dir=str(run.folder),
-            config=dict(run.settings),
-            mode=mode,
-            resume="allow" if goes_on else None,
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                disable_git=True,
-                disable_code=True,
-                x_disable_stats=True,
-            ),
-        )
+        # What it starts once for all runs writes a log there, by default in the home folder.
+        with environment_default("WANDB_CACHE_DIR", str(run.folder.resolve() / "wandb" / "cache")):
+            self._run = wandb.init(
+                project=run.project,
+                name=run.name,
+                id=self.run_id,
+                dir=str(run.folder),
+                config=dict(run.settings),
+                mode=mode,
+                resume="allow" if goes_on else None,
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    disable_git=True,
+                    disable_code=True,
+                    x_disable_stats=True,
+                ),
+            )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Add to the row of a step."""
