@@ -88,7 +88,10 @@ class TestHelp:
         assert done.code == 0
         assert f"anykd {command}" in done.out
 
-    @pytest.mark.parametrize(("words", "command"), list(every_command(ROOT)))
+    @pytest.mark.parametrize(
+        ("words", "command"),
+        [pytest.param(*found, id=" ".join(found[0])) for found in every_command(ROOT)],
+    )
     def test_says_all_that_was_written(self, words, command, monkeypatch):
         # What stands in brackets is markup to the library that lays the text out.
         monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 500)

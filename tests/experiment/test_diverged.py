@@ -37,17 +37,13 @@ def test_its_files_are_json(run):
     assert strict((run / "summary.json").read_text())["loss"] is None
 
 
-@pytest.mark.parametrize("command", ["evaluate", "analyze", "plan"])
+@pytest.mark.parametrize("command", ["evaluate", "analyze"])
 def test_what_commands_say_of_it_is_json(command, run, teacher):
-    arguments = {
-        "evaluate": (run,),
-        "analyze": (run, teacher, "--num-samples", 16),
-        "plan": ("--teacher", run, "--student", "resnet18", "--data", "synthetic:4x16"),
-    }
-    done = anykd(command, *arguments[command], "--json")
-    found = strict(done.out)
-    if command == "evaluate":
-        assert found["loss"] is None
+    others = (teacher, "--num-samples", 16) if command == "analyze" else ()
+    done = anykd(command, run, *others, "--json")
+    assert done.code == 0, done.err
+    assert "null" in done.out
+    strict(done.out)
 
 
 @pytest.mark.parametrize("format", ["timm", "torch", "onnx"])
