@@ -121,13 +121,29 @@ def wandb_records(path: Path) -> Iterator[bytes]:
             record = b""
 
 
+def wandb_records_to_the_end(path: Path) -> list[bytes]:
+    """All records: what wandb runs beside Python may write the last ones after `finish`."""
+    from wandb.proto import wandb_internal_pb2
+
+    deadline = time.monotonic() + 20
+    while True:
+        found = list(wandb_records(path))
+        last = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
+        if found:
+            last.ParseFromString(found[-1])
+        if last.HasField("exit"):
+            return found
+        assert time.monotonic() < deadline, f"{path} never ends"
+        time.sleep(0.05)
+
+
 def read_wandb(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], str, float]:
     from wandb.proto import wandb_internal_pb2
 
     curves: dict[str, list[tuple[int, float]]] = {}
     config, top1, ids = "", float("nan"), set()
     for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
-        for data in wandb_records(path):
+        for data in wandb_records_to_the_end(path):
             record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
             record.ParseFromString(data)
             if record.HasField("run"):
