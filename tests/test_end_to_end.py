@@ -108,6 +108,7 @@ class TestRun:
             "plan.json",
             "checkpoint",
             "student",
+            "analysis",
             "summary.json",
         }
         assert {path.name for path in (finished / "student").iterdir()} == {
@@ -127,7 +128,7 @@ class TestRun:
 
     def test_logs_steps_and_epochs(self, finished):
         lines = metrics(finished)
-        assert [line["event"] for line in lines] == ["step", "step", "epoch"]
+        assert [line["event"] for line in lines] == ["step", "diagnosis", "step", "epoch"]
         assert all(np.isfinite(v) for line in lines for v in line.values() if type(v) is float)
 
     def test_sums_its_numbers_up(self, finished, teacher):

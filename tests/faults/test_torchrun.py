@@ -92,7 +92,11 @@ def on_two_machines(machines, tmp_path_factory) -> Path:
 
 def test_two_machines_train_as_one_process_does(on_two_machines, tmp_path):
     assert anykd(*TRAIN, "--out", tmp_path / "run").code == 0
-    found, expected = trace(on_two_machines), trace(tmp_path / "run")
+    # What single looks at steps see has tests of its own.
+    found, expected = (
+        [line for line in trace(run) if line["event"] != "diagnosis"]
+        for run in (on_two_machines, tmp_path / "run")
+    )
     assert len(found) == len(expected) == 5 * 5
     for line, other in zip(found, expected, strict=True):
         assert line.pop("event") == other.pop("event")
