@@ -206,12 +206,12 @@ class TestGain:
     def test_of_one_run_proves_nothing(self):
         (sign,) = judge(runs(80)[0], controls=runs(70, 71, 72))
         assert (sign.severity, sign.code) == ("note", "gain-unproven")
-        assert "+10.00 points against the control (n = 1), which proves nothing" in sign.message
+        assert "+10.00 points against the control (n = 1): one seed proves nothing" in sign.message
 
     def test_of_two_runs_that_gain_alike_proves_nothing(self):
         (sign,) = judge_group(runs(80, 81), controls=runs(70, 71))
         assert (sign.severity, sign.code) == ("note", "gain-unproven")
-        assert "(n = 2), which proves nothing" in sign.message
+        assert "(n = 2): too few seeds to say how sure that is" in sign.message
 
     def test_that_is_one_image_at_each_seed_is_within_the_noise(self):
         (sign,) = judge_group(runs(80.1, 81.1, 82.1), controls=runs(80, 81, 82))

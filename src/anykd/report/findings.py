@@ -7,7 +7,7 @@ from typing import Any
 from .arms import Arm, Experiment
 from .working import judge, judge_group
 
-__all__ = ["Finding", "plan_findings", "signs"]
+__all__ = ["Finding", "Topic", "plan_findings", "signs", "topics"]
 
 _ORDER = ("error", "warning", "note", "good")
 
@@ -33,6 +33,51 @@ class Finding:
     remedy: str
     seeds: str
     others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Topic:
+    """The same thing, found of one arm or of several.
+
+    Attributes:
+        severity: As of its findings.
+        code: As well.
+        remedy: What would mend it; empty where its findings name different ones.
+        seeds: For which runs it holds; empty where its findings name different ones.
+        findings: One for each arm.
+    """
+
+    severity: str
+    code: str
+    remedy: str
+    seeds: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The messages of all other seeds."""
+        return tuple(
+            f"{one.arm.label}, {other}" if one.arm and len(self.findings) > 1 else other
+            for one in self.findings
+            for other in one.others
+        )
+
+
+def topics(findings: Iterable[Finding]) -> tuple[Topic, ...]:
+    """Put together what says the same of several arms, in the order of the first of each."""
+    by_code: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        by_code.setdefault((finding.severity, finding.code), []).append(finding)
+    found = []
+    for (severity, code), same in by_code.items():
+        remedy, seeds = (_shared(same, key) for key in ("remedy", "seeds"))
+        found.append(Topic(severity, code, remedy, seeds, tuple(same)))
+    return tuple(found)
+
+
+def _shared(findings: Iterable[Finding], key: str) -> str:
+    values = {getattr(one, key) for one in findings}
+    return values.pop() if len(values) == 1 else ""
 
 
 def signs(experiment: Experiment) -> list[Finding]:

@@ -15,7 +15,7 @@ from .calibration import calibration_figure, calibration_table
 from .curves import curve_figures, term_figures
 from .examples import Budget, Examples, disagreements
 from .figures.svg import line_colour, line_dashes
-from .findings import Finding, plan_findings, signs
+from .findings import Topic, plan_findings, signs, topics
 from .headline import Headline, headline, overview
 from .likeness import HeatMap, heat_maps, rank_table
 from .parts import Figure, Table
@@ -52,8 +52,8 @@ class Chapter:
     key: str
     experiment: Experiment
     headline: Headline
-    signs: tuple[Finding, ...]
-    plan_findings: tuple[Finding, ...]
+    signs: tuple[Topic, ...]
+    plan_findings: tuple[Topic, ...]
     curves: tuple[Figure, ...]
     terms: tuple[Figure, ...]
     training: Table | None
@@ -116,8 +116,8 @@ def _chapter(experiment: Experiment, key: str, budget: Budget) -> Chapter:
         key=key,
         experiment=experiment,
         headline=headline(experiment),
-        signs=tuple(signs(experiment)),
-        plan_findings=tuple(plan_findings(experiment)),
+        signs=topics(signs(experiment)),
+        plan_findings=topics(plan_findings(experiment)),
         curves=tuple(curve_figures(experiment)),
         terms=tuple(term_figures(experiment)),
         training=training_table(experiment),

@@ -86,7 +86,12 @@ def _about_gain(gain: Gain) -> Sign:
         return Sign(
             "note",
             "gain-unproven",
-            f"{said} (n = {gain.n}), which proves nothing: seeds alone may differ by as much",
+            f"{said} (n = {gain.n}): "
+            + (
+                "one seed proves nothing, another may differ by as much"
+                if gain.n == 1
+                else "too few seeds to say how sure that is"
+            ),
             "train both with three seeds or more: --seed 1, --seed 2",
         )
     said = f"{said} ± {gain.std:.2f} ({how}; 95 % interval ± {gain.half_width:.2f})"
