@@ -32,8 +32,8 @@ browser:  ## install Chromium, in which tests open reports, where apt-get and ro
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
 	  command -v $$name && exit 0; done; \
 	if [ "$$(id -u)" = 0 ]; then as=; else as='sudo -n'; fi; \
-	{ $$as apt-get update -q && { $$as apt-get install -qy --no-install-recommends chromium || \
-	  $$as apt-get install -qy --no-install-recommends chromium-browser; }; } || \
+	{ $$as timeout 300 apt-get update -q && { $$as timeout 600 apt-get install -qy --no-install-recommends chromium || \
+	  $$as timeout 600 apt-get install -qy --no-install-recommends chromium-browser; }; } || \
 	echo "Chromium could not be installed: the tests that open reports in it skip"
 
 demo: setup  ## distil a small teacher into a small student, end to end
